@@ -1,0 +1,188 @@
+"""Label propagation by replicator dynamics: the idea of the Group Loss.
+
+The n images of a batch look at each other. How alike two of them are is their *similarity*; what each one is believed to be
+is its *assignment*, a distribution over the C classes. Images that resemble each other pull their assignments together:
+
+    W = similarity(features)                          (n, n), symmetric, in [0, 1]
+    X = initial_assignments(logits, labels, anchors)  (n, C), rows sum to 1
+    X <- X * (W X), rows divided by their sums        T times
+
+Symbols: n images, d features, C classes, T iterations. Everything here runs in float32 or wider, whatever autocast says:
+products of probabilities fall below what half precision can hold.
+
+Source: Elezi et al., "The Group Loss for Deep Metric Learning", ECCV 2020. The dynamics are those of Hummel and Zucker's
+relaxation labelling (1983); that they climb the average consistency is a theorem of Baum and Eagon (1967).
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from gl_core import _checks
+
+__all__ = [
+    "average_consistency",
+    "cosine_similarity",
+    "initial_assignments",
+    "pearson_similarity",
+    "replicator_dynamics",
+    "select_anchors",
+]
+
+
+def at_least_float32(*tensors: Tensor) -> list[Tensor]:
+    """The tensors in one floating dtype, the widest among them and float32."""
+    dtype = torch.float32
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return [tensor.to(dtype) for tensor in tensors]
+
+
+def without_autocast(tensor: Tensor) -> torch.autocast:
+    """The context in which matrix products keep the precision of their arguments."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
+def pearson_similarity(features: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
+    """Pearson correlation between the feature vectors of each pair of images, negatives set to 0.
+
+        W_ij = max(0, <f_i - mean(f_i), f_j - mean(f_j)> / (|f_i - mean(f_i)| |f_j - mean(f_j)|))
+
+    Symmetric, in [0, 1], with ones on the diagonal (as in the authors' released code; their documentation says zeros). A row
+    of zero variance correlates with nothing: zero everywhere but on the diagonal.
+
+    Raises ValueError if `features` is not a matrix of finite numbers.
+
+    >>> pearson_similarity(torch.tensor([[1., 2., 3.], [2., 4., 6.], [3., 2., 1.]]))
+    tensor([[1., 1., 0.],
+            [1., 1., 0.],
+            [0., 0., 1.]])
+    """
+    _checks.matrix("features", features)
+    (features,) = at_least_float32(features)
+    # Dividing by the largest value first changes no correlation, but keeps the sum below from overflowing.
+    features = features / _largest(features)
+    return _cosine(features - features.mean(dim=1, keepdim=True))
+
+
+def cosine_similarity(features: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
+    """Cosine of the angle between the feature vectors of each pair of images, negatives set to 0.
+
+        W_ij = max(0, <f_i, f_j> / (|f_i| |f_j|))
+
+    Symmetric, in [0, 1], with ones on the diagonal. A zero vector resembles nothing: zero everywhere but on the diagonal.
+
+    Raises ValueError if `features` is not a matrix of finite numbers.
+    """
+    _checks.matrix("features", features)
+    (features,) = at_least_float32(features)
+    return _cosine(features / _largest(features))
+
+
+def _largest(features: Float[Tensor, "n d"]) -> Float[Tensor, "n 1"]:
+    """The largest magnitude of each row, a constant for the gradient; 1 for a row of zeros."""
+    largest = features.detach().abs().amax(dim=1, keepdim=True)
+    return torch.where(largest > 0, largest, 1)
+
+
+def _cosine(vectors: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
+    """Cosines of rows whose largest magnitude is around 1, cut to [0, 1]."""
+    squared = (vectors * vectors).sum(dim=1, keepdim=True)
+    # What rounding leaves of a constant row after centring is noise, not a direction. The norm is taken of the safe value,
+    # not of zero, whose square root has no finite gradient.
+    noise = vectors.shape[1] * (8 * torch.finfo(vectors.dtype).eps) ** 2
+    has_direction = squared > noise
+    norm = torch.where(has_direction, squared, 1).sqrt()
+    directions = torch.where(has_direction, vectors / norm, 0)
+    with without_autocast(vectors):
+        cosines = directions @ directions.T
+    itself = torch.eye(len(vectors), dtype=torch.bool, device=vectors.device)
+    return cosines.clamp(0, 1).masked_fill(itself, 1)
+
+
+def select_anchors(labels: Int[Tensor, "n"], num_anchors: int) -> Bool[Tensor, "n"]:
+    """Which images are anchors: the first `num_anchors` of each class, in batch order.
+
+    A class with fewer images gives all of them. Raises ValueError if `num_anchors` is negative.
+
+    >>> select_anchors(torch.tensor([7, 3, 7, 7, 3]), num_anchors=1)
+    tensor([ True,  True, False, False, False])
+    """
+    labels = torch.as_tensor(labels)
+    _checks.labels("labels", labels)
+    _checks.count("num_anchors", num_anchors, least=0)
+    same_class = labels[:, None] == labels[None, :]
+    earlier_of_the_class = same_class.tril(diagonal=-1).sum(dim=1)
+    return earlier_of_the_class < num_anchors
+
+
+def initial_assignments(
+    logits: Float[Tensor, "n C"], labels: Int[Tensor, "n"], anchors: Bool[Tensor, "n"], temperature: float
+) -> Float[Tensor, "n C"]:
+    """What each image is believed to be before it has looked at the others; rows sum to 1.
+
+        X_i = onehot(y_i) if i is an anchor, else softmax(z_i / temperature)
+
+    All C classes take part, not only those in the batch. `temperature` is above 0; the higher, the flatter the softmax (the
+    published settings lie between 24 and 79).
+
+    Raises ValueError if the shapes disagree, a logit is not finite, a label is not in 0..C-1 or `temperature` is not above 0.
+    """
+    labels, anchors = torch.as_tensor(labels), torch.as_tensor(anchors)
+    _checks.matrix("logits", logits)
+    _checks.labels("labels", labels, length=len(logits), num_classes=logits.shape[1])
+    _checks.mask("anchors", anchors, length=len(logits))
+    _checks.temperature(temperature)
+    (logits,) = at_least_float32(logits)
+    softmax = torch.softmax(logits / temperature, dim=1)
+    onehot = torch.zeros_like(softmax).scatter_(1, labels[:, None].long(), 1)
+    return torch.where(anchors[:, None], onehot, softmax)
+
+
+def replicator_dynamics(
+    similarity: Float[Tensor, "n n"],
+    assignments: Float[Tensor, "n C"],
+    num_iterations: int,
+    return_path: bool = False,
+) -> Float[Tensor, "n C"] | Float[Tensor, "T+1 n C"]:
+    """Refine the assignments `num_iterations` times by the assignments of similar images.
+
+        X_ic <- X_ic (W X)_ic / sum_k X_ik (W X)_ik
+
+    An entry of 0 stays 0, so one-hot rows (the anchors) never change. A row whose support vanishes (the denominator is 0,
+    because nothing similar believes in any class that this row believes in) has heard nothing and keeps its assignment.
+    For symmetric W with no negative entries no iteration lowers `average_consistency`.
+
+    Returns the refined assignments, or with `return_path` all of them from the first (T = 0) to the last, (T + 1, n, C).
+    Raises ValueError if the shapes disagree, an entry is negative or not finite, or `num_iterations` is negative.
+
+    >>> W = torch.tensor([[1., .5], [.5, 1.]])
+    >>> X = torch.tensor([[1., 0.], [.5, .5]])           # an anchor, and an image that resembles it
+    >>> replicator_dynamics(W, X, num_iterations=1)
+    tensor([[1.0000, 0.0000],
+            [0.6667, 0.3333]])
+    """
+    _checks.similarity("similarity", similarity, assignments)
+    _checks.count("num_iterations", num_iterations, least=0)
+    similarity, assignments = at_least_float32(similarity, assignments)
+    path = [assignments]
+    with without_autocast(assignments):
+        for _ in range(num_iterations):
+            supported = path[-1] * (similarity @ path[-1])
+            total = supported.sum(dim=1, keepdim=True)
+            heard = total > 0
+            path.append(torch.where(heard, supported / torch.where(heard, total, 1), path[-1]))
+    return torch.stack(path) if return_path else path[-1]
+
+
+def average_consistency(similarity: Float[Tensor, "n n"], assignments: Float[Tensor, "n C"]) -> Float[Tensor, ""]:
+    """How far similar images agree: the objective that the dynamics climb.
+
+        A(X) = sum_ij W_ij <X_i, X_j> = sum_ic X_ic (W X)_ic
+
+    In [0, sum_ij W_ij]. Raises ValueError if the shapes disagree or an entry is negative or not finite.
+    """
+    _checks.similarity("similarity", similarity, assignments)
+    similarity, assignments = at_least_float32(similarity, assignments)
+    with without_autocast(assignments):
+        return (assignments * (similarity @ assignments)).sum()

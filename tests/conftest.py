@@ -1,0 +1,23 @@
+"""Fixtures that several test files share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder `../shared` with reference arrays and images that are not part of the repository.
+
+    A reader's machine does not have it, so the tests that need it skip there; on the project's own CI its absence would hide a gap.
+    """
+    folder = ROOT.parent / "shared"
+    if not folder.is_dir():
+        message = "../shared (reference arrays and image sets) is not on this machine"
+        if os.environ.get("CI") == "true" and "GITHUB_ACTIONS" not in os.environ:
+            pytest.fail(message)
+        pytest.skip(message)
+    return folder

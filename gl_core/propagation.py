@@ -48,7 +48,7 @@ def pearson_similarity(features: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
 
         W_ij = max(0, <f_i - mean(f_i), f_j - mean(f_j)> / (|f_i - mean(f_i)| |f_j - mean(f_j)|))
 
-    Symmetric, in [0, 1], with ones on the diagonal (as in the authors' released code; their documentation says zeros). A row
+    Symmetric (to rounding), in [0, 1], with ones on the diagonal (as in the authors' released code; their documentation says zeros). A row
     of zero variance correlates with nothing: zero everywhere but on the diagonal.
 
     Raises ValueError if `features` is not a matrix of finite numbers.
@@ -70,7 +70,7 @@ def cosine_similarity(features: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
 
         W_ij = max(0, <f_i, f_j> / (|f_i| |f_j|))
 
-    Symmetric, in [0, 1], with ones on the diagonal. A zero vector resembles nothing: zero everywhere but on the diagonal.
+    Symmetric (to rounding), in [0, 1], with ones on the diagonal. A zero vector resembles nothing: zero everywhere but on the diagonal.
 
     Raises ValueError if `features` is not a matrix of finite numbers.
     """

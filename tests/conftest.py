@@ -4,6 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A shared machine is slow at times, and a test that fails must fail again.
+settings.register_profile("book", deadline=None, derandomize=True, database=None)
+settings.load_profile("book")
 
 ROOT = Path(__file__).resolve().parents[1]
 

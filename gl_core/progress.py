@@ -1,0 +1,32 @@
+"""The bar that shows how training goes."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+__all__ = ["Progress", "training_bar"]
+
+
+@contextlib.contextmanager
+def training_bar(total: int, done: int, what: str, progress: bool) -> Iterator["Progress"]:
+    from tqdm import tqdm
+
+    with tqdm(total=total, initial=done, desc=what, unit=" batches", disable=not progress, mininterval=1.0) as bar:
+        yield Progress(bar)
+
+
+class Progress:
+    """A progress bar with loss, R@1 of the batch, images per second, and (from tqdm) the time left."""
+
+    def __init__(self, bar) -> None:
+        self._bar, self._shown = bar, 0.0
+
+    def update(self) -> None:
+        self._bar.update()
+
+    def due(self) -> bool:
+        return not self._bar.disable and time.monotonic() - self._shown > self._bar.mininterval
+
+    def show(self, *, loss: float, recall: float, speed: float) -> None:
+        self._shown = time.monotonic()
+        self._bar.set_postfix_str(f"loss {loss:.3f}, R@1 {recall:.2f}, {speed:.0f} images/s", refresh=False)

@@ -1,0 +1,203 @@
+"""The Group Loss as a loss: closed forms, hard inputs, precision, and the manners of a module."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gl_core.loss import CrossEntropyLoss, GroupLoss, group_loss
+
+
+def batch(n=12, d=8, C=6, dtype=torch.float32, seed=0, classes=3):
+    random = torch.Generator().manual_seed(seed)
+    features = torch.randn(n, d, dtype=dtype, generator=random)
+    logits = torch.randn(n, C, dtype=dtype, generator=random)
+    labels = torch.arange(classes).repeat_interleave(n // classes)
+    return features, logits, labels
+
+
+@given(seed=st.integers(0, 2**31), temperature=st.floats(0.1, 100))
+def test_without_iterations_and_anchors_it_is_cross_entropy_at_that_temperature(seed, temperature):
+    features, logits, labels = batch(dtype=torch.float64, seed=seed)
+    loss = group_loss(features, logits, labels, num_anchors=0, num_iterations=0, temperature=temperature)
+    assert loss.item() == pytest.approx(F.cross_entropy(logits / temperature, labels).item(), rel=1e-10)
+
+
+def test_closed_form_of_two_images():
+    # One anchor of class 0 and one image with flat softmax, their correlation r: the image's share of class 0 after one
+    # iteration is (r + 1/2) / (r + 1), since it listens to itself with weight 1.
+    features = torch.tensor([[1.0, 2, 3, 4], [1.0, 2, 4, 3]], dtype=torch.float64)
+    r = np.corrcoef(features.numpy())[0, 1]
+    loss = group_loss(features, torch.zeros(2, 2, dtype=torch.float64), torch.tensor([0, 0]), num_anchors=1)
+    assert loss.item() == pytest.approx(-math.log((r + 0.5) / (r + 1)) / 2, rel=1e-12)
+
+
+def test_all_anchors_leave_nothing_to_learn():
+    features, logits, labels = batch()
+    logits.requires_grad_()
+    loss = group_loss(features, logits, labels, num_anchors=99)
+    assert loss.item() == 0
+    loss.backward()
+    assert logits.grad.abs().max() == 0
+
+
+@pytest.mark.parametrize("num_iterations", [0, 1, 2, 10])
+@pytest.mark.parametrize("num_anchors", [0, 2])
+@pytest.mark.parametrize("similarity", ["pearson", "cosine", lambda f: torch.zeros(len(f), len(f))])
+@pytest.mark.parametrize(
+    "features",
+    [
+        torch.ones(12, 8),
+        torch.zeros(12, 8),
+        torch.arange(8.0).repeat(12, 1),
+        torch.full((12, 8), 1e38) * torch.tensor([1.0, -1] * 4),
+        torch.eye(12, 8) * 1e-38,
+        -torch.eye(12),
+    ],
+    ids=["constant", "zero", "identical", "huge", "tiny", "opposed"],
+)
+def test_hard_features_give_finite_loss_and_gradients(features, similarity, num_anchors, num_iterations):
+    features = features.clone().requires_grad_()
+    logits = torch.linspace(-200, 200, 12 * 6).view(12, 6).flip(0).requires_grad_()
+    labels = torch.arange(3).repeat_interleave(4)
+    loss = group_loss(
+        features, logits, labels, num_anchors=num_anchors, num_iterations=num_iterations, temperature=1.0, similarity=similarity
+    )
+    loss.backward()
+    assert loss.isfinite()
+    assert logits.grad.isfinite().all()
+    assert features.grad is None or features.grad.isfinite().all()
+
+
+def test_one_class_in_the_batch():
+    features, logits, _ = batch()
+    assert group_loss(features, logits, torch.zeros(12, dtype=torch.long)).isfinite()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_stays_within_a_percent(dtype):
+    features, logits, labels = batch(n=54, d=64, C=100, classes=6)
+    exact = group_loss(features, logits, labels)
+    with torch.autocast("cpu", dtype):
+        half = group_loss(features.to(dtype), logits.to(dtype), labels)
+    assert half.dtype == torch.float32
+    assert half.item() == pytest.approx(exact.item(), rel=0.01)
+
+
+@pytest.mark.parametrize("method", [GroupLoss, CrossEntropyLoss])
+def test_module_trains_its_classifier_and_the_features_under_bf16_autocast(method):
+    torch.manual_seed(0)
+    loss = method(6, 8)
+    features, _, labels = batch()
+    features.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        value = loss(features, labels)
+    value.backward()
+    assert value.dtype == torch.float32
+    for gradient in (features.grad, loss.classifier.weight.grad, loss.classifier.bias.grad):
+        assert gradient.isfinite().all()
+        assert gradient.abs().max() > 0
+
+
+def test_cross_entropy_weight_scales_the_second_term():
+    features, _, labels = batch()
+    torch.manual_seed(0)
+    loss = GroupLoss(6, 8)
+    values = {}
+    for weight in (0.0, 1.0, 3.0):
+        loss.cross_entropy_weight = weight
+        values[weight] = loss(features, labels).item()
+    logits = loss.classifier(features)
+    assert values[0.0] == pytest.approx(group_loss(features, logits, labels).item(), rel=1e-6)
+    assert values[1.0] - values[0.0] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+    assert values[3.0] - values[0.0] == pytest.approx(3 * (values[1.0] - values[0.0]), rel=1e-5)
+
+
+def test_it_can_overfit_one_batch():
+    features, _, labels = batch(n=12, d=16)
+    torch.manual_seed(0)
+    loss = GroupLoss(6, 16, temperature=2.0)
+    features = torch.nn.Parameter(features)
+    optimizer = torch.optim.Adam([features, *loss.parameters()], lr=0.05)
+    before = loss(features, labels).item()
+    for _ in range(60):
+        optimizer.zero_grad()
+        value = loss(features, labels)
+        value.backward()
+        optimizer.step()
+    assert value.item() < before / 10
+    assert (loss.classifier(features).argmax(1) == labels).all()
+
+
+def test_mined_indices_weigh_the_images():
+    features, _, labels = batch()
+    torch.manual_seed(0)
+    loss = GroupLoss(6, 8)
+    everyone = (torch.arange(12), torch.arange(12), torch.arange(12))
+    torch.testing.assert_close(loss(features, labels, everyone), loss(features, labels))
+    losses = loss.losses(features, labels)
+    # Image 5 occurs twice, image 0 once, the others not at all.
+    triplets = (torch.tensor([5]), torch.tensor([5]), torch.tensor([0]))
+    expected = (losses[5] + losses[0] / 2) / 12
+    torch.testing.assert_close(loss(features, labels, triplets), expected)
+
+
+def test_labels_of_any_integer_kind():
+    features, logits, labels = batch()
+    expected = group_loss(features, logits, labels)
+    for other in (labels.int(), labels.to(torch.uint8), labels.numpy(), labels.tolist()):
+        assert group_loss(features, logits, other).equal(expected)
+
+
+def test_a_similarity_of_ones_own():
+    features, logits, labels = batch()
+    assert group_loss(features, logits, labels, similarity=lambda f: torch.eye(len(f))).isfinite()
+    assert "Identity" not in repr(GroupLoss(6, 8)) and "num_anchors=2" in repr(GroupLoss(6, 8))
+
+
+def test_compiles_to_one_graph():
+    features, logits, labels = batch()
+    compiled = torch.compile(group_loss, fullgraph=True, backend="eager")
+    assert compiled(features, logits, labels).item() == pytest.approx(group_loss(features, logits, labels).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"features": torch.full((12, 8), float("nan"))}, r"features\[0, 0\]=nan: must be finite"),
+        ({"logits": torch.full((12, 6), float("inf"))}, r"logits\[0, 0\]=inf: must be finite"),
+        ({"logits": torch.ones(11, 6)}, "logits has 11 rows: must have 12"),
+        ({"labels": torch.full((12,), 6)}, r"labels holds 6: must lie in 0\.\.5"),
+        ({"labels": torch.full((12,), -1)}, "labels holds -1"),
+        ({"labels": torch.zeros(11, dtype=torch.long)}, "labels has 11 entries: must have 12"),
+        ({"temperature": 0}, "temperature=0: must be above 0"),
+        ({"temperature": float("nan")}, "temperature=nan"),
+        ({"num_anchors": -1}, "num_anchors=-1"),
+        ({"num_iterations": 1.0}, "num_iterations=1.0"),
+        ({"similarity": "euclid"}, "similarity='euclid': must be one of pearson, cosine"),
+        ({"similarity": lambda f: -torch.eye(12)}, "similarity holds -1.0"),
+    ],
+)
+def test_bad_input_is_named(changes, message):
+    features, logits, labels = batch()
+    arguments = {"features": features, "logits": logits, "labels": labels} | changes
+    with pytest.raises(ValueError, match=message):
+        group_loss(**arguments)
+
+
+def test_bad_settings_are_named_when_the_module_is_built():
+    for settings, message in [
+        ({"num_classes": 0}, "num_classes=0"),
+        ({"embedding_size": 0}, "embedding_size=0"),
+        ({"temperature": -1.0}, "temperature=-1.0"),
+        ({"similarity": "nope"}, "similarity='nope'"),
+        ({"cross_entropy_weight": -1.0}, "cross_entropy_weight=-1.0"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            GroupLoss(**({"num_classes": 6, "embedding_size": 8} | settings))
+    with pytest.raises(ValueError, match="embeddings has 9 columns: must have embedding_size=8"):
+        GroupLoss(6, 8)(torch.ones(12, 9), torch.zeros(12, dtype=torch.long))

@@ -1,7 +1,7 @@
 """k-means, and how well its clusters agree with the classes.
 
-Written for thousands of clusters: distances come from matrix products, chunk by chunk; seeding takes several centres at a
-time when there are many; and the chance term of AMI is summed over distinct sizes instead of pairs of clusters.
+Written for thousands of clusters: distances come from matrix products, chunk by chunk; seeding takes several centres at
+a time when there are many; and the chance term of AMI is summed over distinct sizes instead of pairs of clusters.
 """
 
 import math
@@ -39,6 +39,16 @@ def as_rows(name: str, x: Float[Tensor, "n d"] | np.ndarray) -> Float[Tensor, "n
     return x
 
 
+def squared_norms(name: str, x: Float[Tensor, "n d"]) -> Float[Tensor, "n"]:
+    """Squared lengths of the rows. Raises ValueError where the squared distance of two such rows could overflow."""
+    squared = x.square().sum(dim=1)
+    too_long = ~(4 * squared).isfinite()
+    if too_long.any():
+        row = int(too_long.nonzero()[0])
+        raise ValueError(f"{name}: row {row} is too long for {x.dtype}: its squared distances must be finite")
+    return squared
+
+
 def kmeans(
     x: Float[Tensor, "n d"] | np.ndarray,
     k: int,
@@ -53,9 +63,9 @@ def kmeans(
         inertia = sum_i |x_i - c_a(i)|^2
 
     Lloyd's iterations from k-means++ seeds; the best of `restarts` such runs. A run ends when an iteration lowers the
-    inertia by no more than the fraction `tolerance`, or after `max_iterations` updates of the centres. A cluster that lost
-    all its rows starts again at the row farthest from its own centre. The same `seed` gives the same result on the same
-    machine and number of threads.
+    inertia by no more than the fraction `tolerance`, or after `max_iterations` updates of the centres. A cluster that
+    lost all its rows starts again at the row farthest from its own centre. The same `seed` gives the same result on the
+    same machine and number of threads.
 
     Returns the cluster of each row, in 0..k-1 and always the one whose centre is nearest; the centres; the inertia.
 
@@ -80,7 +90,7 @@ def kmeans(
     # The expanded square |x|^2 - 2<x, c> + |c|^2 loses digits where all rows share a large offset.
     offset = x.mean(dim=0)
     x = x - offset
-    squared = x.square().sum(dim=1)
+    squared = squared_norms("x", x)
     with torch.autocast(x.device.type, enabled=False):
         runs = (
             _lloyd(x, squared, _seed_centres(x, squared, k, generator), max_iterations, tolerance)
@@ -95,8 +105,9 @@ def mutual_information(labels: Int[Tensor, "n"], clusters: Int[Tensor, "n"]) -> 
 
         NMI = I / M        AMI = (I - E[I]) / (M - E[I])        M = (H(classes) + H(clusters)) / 2
 
-    I is the mutual information, H the entropy, and E[I] the mean of I over random partitions with the same sizes. NMI lies
-    in [0, 1] and grows with the number of clusters even when they are random; AMI is then 0 on average, and at most 1.
+    I is the mutual information, H the entropy, and E[I] the mean of I over random partitions with the same sizes. NMI
+    lies in [0, 1] and grows with the number of clusters even when they are random; AMI is then 0 on average, and at
+    most 1.
 
     Source: Vinh, Epps and Bailey, "Information theoretic measures for clusterings comparison", JMLR 2010.
 
@@ -118,7 +129,9 @@ def mutual_information(labels: Int[Tensor, "n"], clusters: Int[Tensor, "n"]) -> 
     }
 
 
-def _information(shared: Int[Tensor, "..."], a: Int[Tensor, "..."], b: Int[Tensor, "..."], n: int) -> Float[Tensor, "..."]:
+def _information(
+    shared: Int[Tensor, "..."], a: Int[Tensor, "..."], b: Int[Tensor, "..."], n: int
+) -> Float[Tensor, "..."]:
     """What a class of size a and a cluster of size b that share so many of n items add to I."""
     shared = shared.double()
     return shared / n * (n * shared / (a * b)).log()
@@ -151,8 +164,8 @@ def _seed_centres(
 ) -> Float[Tensor, "k d"]:
     """k-means++: rows drawn with a chance proportional to the squared distance from the centres so far.
 
-    For less than a thousand clusters each round adds one centre, the best of several draws. For more, a round adds all the
-    centres that it draws: to read every row once for each centre would take longer than the iterations that follow.
+    For less than a thousand clusters each round adds one centre, the best of several draws. For more, a round adds all
+    the centres that it draws: to read every row once for each centre would take longer than the iterations that follow.
     """
     batch = max(1, k // SEEDING_ROUNDS)
     draws = 2 + int(math.log(k)) if batch == 1 else 1
@@ -162,7 +175,6 @@ def _seed_centres(
         size = min(batch, k - len(chosen))
         # The largest of weight / exponential noise are a weighted sample without replacement.
         keys = gap / torch.empty_like(gap).exponential_(generator=generator)
-        keys[chosen] = -1  # k distinct rows, also where x repeats itself
         sample = keys.topk(draws * size).indices.view(size, draws)
         gaps = _squared_distance(x, squared, x[sample.flatten()]).view(len(x), size, draws).amin(dim=1)
         gaps = torch.minimum(gaps, gap[:, None])
@@ -201,16 +213,15 @@ def _nearest_centre(
 def _update_centres(
     x: Float[Tensor, "n d"], assignment: Int[Tensor, "n"], gap: Float[Tensor, "n"], centres: Float[Tensor, "k d"]
 ) -> Float[Tensor, "k d"]:
-    """The means of the clusters. Empty clusters take over the rows farthest from their centres, as long as any are off."""
+    """The means of the clusters, after each empty one has taken over one of the rows farthest from their centres."""
     sizes = assignment.bincount(minlength=len(centres))
     empty = (sizes == 0).nonzero().squeeze(1)
     if len(empty):
-        farthest = gap.topk(len(empty))
-        rows = farthest.indices[farthest.values > 0]
-        assignment = assignment.index_copy(0, rows, empty[: len(rows)])
+        assignment = assignment.index_copy(0, gap.topk(len(empty)).indices, empty)
         sizes = assignment.bincount(minlength=len(centres))
     # Sums over rows sorted by cluster: additions in the order in which a GPU's threads come by differ from run to run.
     sums = torch.segment_reduce(x[assignment.argsort(stable=True)], "sum", lengths=sizes, axis=0)
+    # A cluster whose only row was taken over keeps its centre.
     return torch.where(sizes[:, None] > 0, sums / sizes[:, None].clamp(min=1), centres)
 
 

@@ -4,6 +4,9 @@ import contextlib
 import time
 from collections.abc import Iterator
 
+# Seconds between two drawings of the bar.
+INTERVAL = 1.0
+
 __all__ = ["Progress", "training_bar"]
 
 
@@ -11,7 +14,7 @@ __all__ = ["Progress", "training_bar"]
 def training_bar(total: int, done: int, what: str, progress: bool) -> Iterator["Progress"]:
     from tqdm import tqdm
 
-    with tqdm(total=total, initial=done, desc=what, unit=" batches", disable=not progress, mininterval=1.0) as bar:
+    with tqdm(total=total, initial=done, desc=what, unit=" batches", disable=not progress, mininterval=INTERVAL) as bar:
         yield Progress(bar)
 
 
@@ -25,7 +28,7 @@ class Progress:
         self._bar.update()
 
     def due(self) -> bool:
-        return not self._bar.disable and time.monotonic() - self._shown > self._bar.mininterval
+        return not self._bar.disable and time.monotonic() - self._shown > INTERVAL
 
     def show(self, *, loss: float, recall: float, speed: float) -> None:
         self._shown = time.monotonic()

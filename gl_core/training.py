@@ -190,15 +190,20 @@ def fit(
     optimizer = _optimizer(config, learner)
     schedule = _schedule(config, optimizer, steps=max(1, config.epochs * len(sampler)))
     fabric = devices.fabric(device)
-    fabric_learner, optimizer = fabric.setup(learner, optimizer)
-    averaged = AveragedModel(learner, multi_avg_fn=_running_mean(config.average_weights)) if config.average_weights else None
+    averaged = None
+    if config.average_weights:
+        averaged = AveragedModel(learner, multi_avg_fn=_running_mean(config.average_weights))
     state = {"learner": learner, "optimizer": optimizer, "schedule": schedule, "averaged": averaged}
     history = checkpoints.load(checkpoint, state)
+    fabric_learner, fabric_optimizer = fabric.setup(learner, optimizer)
 
     generator = torch.Generator()
     total = stop_after * len(sampler)
-    with training_bar(total, len(history) * len(sampler), "choosing epochs" if held_out else "training", progress) as bar:
+    what = "training" if held_out is None else "choosing epochs"
+    with training_bar(total, len(history) * len(sampler), what, progress) as bar:
         for epoch in range(len(history), stop_after):
+            if held_out is not None and _stalled(history):
+                break
             learner.train()
             sampler.set_epoch(epoch)
             generator.manual_seed((config.seed << 20) + epoch)
@@ -207,9 +212,9 @@ def fit(
             for pixels, labels in images.batches(sampler):
                 varied = augment(pixels, config.augmentation, config.image_size, generator=generator)
                 loss, embeddings = fabric_learner(varied.contiguous(memory_format=torch.channels_last), labels)
-                optimizer.zero_grad()
+                fabric_optimizer.zero_grad()
                 fabric.backward(loss)
-                optimizer.step()
+                fabric_optimizer.step()
                 schedule.step()
                 if averaged is not None:
                     averaged.update_parameters(learner)
@@ -233,8 +238,6 @@ def fit(
                     entry |= _held_out(evaluate(model, held_out))
             history.append(entry)
             checkpoints.save(checkpoint, state, history)
-            if held_out is not None and _stalled(history):
-                break
     if averaged is not None and history:
         learner.load_state_dict(averaged.module.state_dict())
     return history
@@ -337,11 +340,13 @@ def _held_out(metrics: dict[str, float]) -> dict[str, float]:
 
 
 def _score(entry: dict[str, float]) -> float:
-    """What epochs are chosen by: R@1 is what is reported, MAP@R says more about each query; their mean is steadier than one."""
+    """What epochs are chosen by: R@1 is what is reported, MAP@R says more of each query; their mean is the steadiest."""
     return (entry["held-out R@1"] + entry["held-out MAP@R"]) / 2
 
 
 def _stalled(history: list[dict[str, float]]) -> bool:
+    if not history:
+        return False
     best = max(range(len(history)), key=lambda i: _score(history[i]))
     return len(history) - 1 - best >= PATIENCE
 

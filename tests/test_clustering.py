@@ -1,0 +1,180 @@
+"""k-means against scikit-learn's best of ten, and mutual information against scikit-learn's scores."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.cluster import KMeans
+from sklearn.datasets import load_digits, load_wine, make_blobs
+from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
+
+from gl_core import clustering
+from gl_core.clustering import kmeans, mutual_information
+
+DATA = {
+    "digits": (load_digits().data, 10),
+    "wine": (load_wine().data, 5),
+    "noise": (np.random.default_rng(0).normal(size=(600, 16)), 20),
+    "blobs": (make_blobs(1000, centers=30, n_features=8, cluster_std=2.0, random_state=1)[0], 30),
+}
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_inertia_is_that_of_scikit_learn_within_two_percent(name):
+    x, k = DATA[name]
+    reference = KMeans(k, n_init=10, random_state=0).fit(x).inertia_
+    for seed in range(3):
+        assert kmeans(x, k, seed=seed, restarts=10)[2] <= 1.02 * reference
+
+
+def test_many_clusters_seeded_several_at_a_time(monkeypatch):
+    x, k = DATA["noise"][0], 150
+    reference = KMeans(k, n_init=1, random_state=0).fit(x).inertia_
+    monkeypatch.setattr(clustering, "SEEDING_ROUNDS", 30)
+    for seed in range(3):
+        assignment, _, inertia = kmeans(x, k, seed=seed)
+        assert inertia <= 1.05 * reference
+        assert len(assignment.unique()) == k
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("max_iterations", [0, 2, 100])
+def test_assignment_centres_and_inertia_belong_together(dtype, max_iterations, monkeypatch):
+    x = torch.tensor(DATA["digits"][0][:500], dtype=dtype)
+    assignment, centres, inertia = kmeans(x, 12, max_iterations=max_iterations)
+    distance = torch.cdist(x.double(), centres.double()).square()
+    assert (assignment.shape, assignment.dtype, centres.shape, centres.dtype) == ((500,), torch.int64, (12, 64), dtype)
+    assert torch.equal(assignment, distance.argmin(dim=1))
+    assert inertia == pytest.approx(distance.amin(dim=1).sum().item(), rel=1e-5)
+    monkeypatch.setattr(clustering, "CHUNK_BYTES", 1)
+    assert torch.equal(assignment, kmeans(x, 12, max_iterations=max_iterations)[0])
+
+
+def test_converged_centres_are_means():
+    x = DATA["wine"][0]
+    assignment, centres, _ = kmeans(x, 4, tolerance=0.0)
+    for cluster, centre in enumerate(centres):
+        torch.testing.assert_close(centre, torch.from_numpy(x)[assignment == cluster].mean(dim=0))
+
+
+def test_same_seed_same_clusters():
+    x, k = DATA["noise"]
+    state = torch.get_rng_state()
+    first, again, other = kmeans(x, k, seed=1), kmeans(x, k, seed=1), kmeans(x, k, seed=2)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1]) and first[2] == again[2]
+    assert not torch.equal(first[0], other[0])
+
+
+def test_restarts_keep_the_best_run():
+    x, k = DATA["wine"]
+    inertias = [kmeans(x, k, seed=1, restarts=restarts)[2] for restarts in (1, 3, 10)]
+    assert inertias == sorted(inertias, reverse=True) and inertias[0] > inertias[-1]
+
+
+def test_an_empty_cluster_takes_the_farthest_row(monkeypatch):
+    x = torch.tensor([[0.0], [1.0], [10.0], [11.0], [50.0], [51.0]])
+    monkeypatch.setattr(clustering, "_seed_centres", lambda *_: torch.tensor([[-20.0], [900.0]]))
+    _, centres, _ = kmeans(x, 2, max_iterations=1)
+    assert centres.flatten().tolist() == pytest.approx([72 / 5, 51], abs=1e-5)
+
+
+def test_many_empty_clusters_fill_at_once(monkeypatch):
+    x, k = torch.from_numpy(DATA["noise"][0]), 40
+    monkeypatch.setattr(clustering, "_seed_centres", lambda x, *_: x[:1].repeat(k, 1))
+    assignment, _, inertia = kmeans(x, k)
+    assert len(assignment.unique()) == k
+    assert inertia <= 1.1 * KMeans(k, n_init=1, random_state=0).fit(x.numpy()).inertia_
+
+
+@pytest.mark.parametrize("rounds", [2, 512])
+def test_more_clusters_than_distinct_rows(rounds, monkeypatch):
+    monkeypatch.setattr(clustering, "SEEDING_ROUNDS", rounds)
+    x = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).repeat(5, 1)
+    assignment, centres, inertia = kmeans(x, 7)
+    assert inertia == pytest.approx(0, abs=1e-6) and centres.isfinite().all()
+    torch.testing.assert_close(centres[assignment], x)
+
+
+@pytest.mark.parametrize("rounds", [2, 512])
+def test_each_row_its_own_cluster(rounds, monkeypatch):
+    monkeypatch.setattr(clustering, "SEEDING_ROUNDS", rounds)
+    x = torch.randn(30, 64, generator=torch.Generator().manual_seed(0))
+    assignment, _, inertia = kmeans(x, 30)
+    assert sorted(assignment.tolist()) == list(range(30)) and 0 <= inertia < 1e-3
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_inertia_is_never_negative(seed):
+    x = 10 * torch.randn(3, 64, generator=torch.Generator().manual_seed(seed)).repeat(20, 1)
+    assert 0 <= kmeans(x, 3)[2] < 0.1
+
+
+def test_one_cluster_is_the_mean():
+    x = DATA["wine"][0]
+    _, centres, inertia = kmeans(x, 1)
+    np.testing.assert_allclose(centres[0], x.mean(axis=0))
+    assert inertia == pytest.approx(len(x) * x.var(axis=0).sum())
+
+
+def test_a_shared_offset_costs_no_digits():
+    # spread 1 around 1e4: the squares of the rows alone use up float32
+    g = torch.Generator().manual_seed(0)
+    labels = torch.arange(4).repeat(25)
+    x = 1e4 + torch.eye(4)[labels] + 0.05 * torch.randn(100, 4, generator=g)
+    assert mutual_information(labels, kmeans(x, 4, restarts=3)[0])["NMI"] == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"k": 0}, "k=0: must be a whole number, 1 or more"),
+        ({"k": 7}, "k=7: must be at most 6, the number of rows"),
+        ({"k": 2, "restarts": 0}, "restarts=0: must be a whole number"),
+        ({"k": 2, "max_iterations": -1}, "max_iterations=-1: must be a whole number"),
+        ({"k": 2, "tolerance": 1.0}, r"tolerance=1.0: must be in \[0, 1\)"),
+        ({"k": 2, "x": torch.full((6, 1), torch.nan)}, "x: row 0 holds NaN or infinity"),
+        ({"k": 2, "x": torch.tensor([[0.0], [1e20], [0.0]])}, "x: row 0 is too long for torch.float32"),
+        ({"k": 2, "x": torch.zeros(6)}, r"x has shape \(6,\): must be a matrix"),
+    ],
+)
+def test_errors_name_what_is_wrong(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        kmeans(**({"x": torch.arange(6.0)[:, None]} | arguments))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 80), st.integers(1, 30), st.integers(1, 30), st.integers(0, 2**31 - 1))
+def test_information_agrees_with_scikit_learn(n, num_classes, num_clusters, seed):
+    rng = np.random.default_rng(seed)
+    u, v = rng.integers(0, num_classes, n), rng.integers(0, num_clusters, n)
+    v = np.where(rng.random(n) < 0.5, u, v)
+    found = mutual_information(torch.from_numpy(u), torch.from_numpy(v))
+    assert found["NMI"] == pytest.approx(normalized_mutual_info_score(u, v), abs=1e-9)
+    if len(np.unique(u)) < n or len(np.unique(v)) < n:  # where both are single items, AMI is 0/0 there
+        assert found["AMI"] == pytest.approx(adjusted_mutual_info_score(u, v), abs=1e-7)
+    assert mutual_information(torch.from_numpy(v), torch.from_numpy(u)) == pytest.approx(found, abs=1e-9)
+    renamed = mutual_information(torch.from_numpy(100 - 7 * u), torch.from_numpy(v))
+    assert renamed == pytest.approx(found, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("u", "v", "nmi", "ami"),
+    [
+        ([0, 0, 0, 0], [5, 5, 5, 5], 1, 1),
+        ([0, 1, 2, 3], [3, 1, 0, 2], 1, 1),
+        ([0, 0, 1, 1], [0, 1, 0, 1], 0, -0.5),  # I = 0; E[I] = log(2) / 3, M = log(2): (0 - 1/3) / (1 - 1/3)
+        ([0, 0, 1, 1], [0, 0, 0, 0], 0, 0),
+        ([0, 0, 1, 1], [0, 1, 2, 3], 2 / 3, 0),  # single items know every class, as any single items would
+    ],
+)
+def test_information_by_hand(u, v, nmi, ami):
+    found = mutual_information(torch.tensor(u), torch.tensor(v))
+    assert found == pytest.approx({"NMI": nmi, "AMI": ami}, abs=1e-12)
+
+
+@pytest.mark.parametrize("n", range(2, 60))
+def test_single_items_agree_with_single_items(n):
+    items = torch.arange(n)
+    assert mutual_information(items, items.flip(0)) == pytest.approx({"NMI": 1, "AMI": 1}, abs=1e-12)

@@ -1,0 +1,121 @@
+"""Re-ranking: the authors' results, the definition written out as loops, and the limits of its settings."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gl_core.rerank import k_reciprocal
+
+
+@pytest.mark.parametrize("case", ["rerank_inshop", "rerank_query_gallery", "rerank_self"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_equals_the_reference(case, dtype, shared):
+    with np.load(shared / "reference" / f"{case}.npz") as arrays:
+        case = {name: array if array.ndim else array.item() for name, array in arrays.items()}
+    sets = [case[name].astype(dtype) for name in ("features", "query", "gallery") if name in case]
+    result = k_reciprocal(*sets, k1=case["k1"], k2=case["k2"], lambda_value=case["lambda_value"])
+    np.testing.assert_allclose(result.numpy(), case["reranked"], rtol=0, atol=1e-5)
+
+
+def written_out(query, gallery, k1, k2, lambda_value):
+    """The formulas of the module, one image at a time, with sets."""
+    everyone = np.concatenate([query, gallery]) if gallery is not None else query
+    first = len(query) if gallery is not None else 0
+    n = len(everyone)
+    D = ((everyone[:, None] - everyone[None]) ** 2).sum(-1)
+    largest = D.max(1, keepdims=True)
+    near = [sorted(range(n), key=lambda j: (j != i, D[i, j])) for i in range(n)]
+    D = D / np.where(largest > 0, largest, 1)
+
+    def reciprocal(i, k):
+        return {j for j in near[i][: k + 1] if i in near[j][: k + 1]}
+
+    V = np.zeros((n, n))
+    for i in range(n):
+        own = reciprocal(i, k1)
+        members = set(own)
+        for j in own:
+            theirs = reciprocal(j, int(np.around(k1 / 2)))
+            if len(theirs & own) > 2 / 3 * len(theirs):
+                members |= theirs
+        for j in members:
+            V[i, j] = np.exp(-D[i, j])
+        V[i] /= V[i].sum()
+    V = np.stack([V[near[i][:k2]].mean(0) for i in range(n)])
+    jaccard = np.array(
+        [[1 - np.minimum(V[i], V[j]).sum() / np.maximum(V[i], V[j]).sum() for j in range(first, n)] for i in range(len(query))]
+    )
+    return (1 - lambda_value) * jaccard + lambda_value * D[: len(query), first:]
+
+
+@st.composite
+def problems(draw):
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    query = random.normal(size=(draw(st.integers(2, 12)), 5))
+    gallery = random.normal(size=(draw(st.integers(1, 25)), 5)) if draw(st.booleans()) else None
+    k1 = draw(st.integers(1, 9))
+    return query, gallery, k1, draw(st.integers(1, k1)), draw(st.sampled_from([0.0, 0.3, 1.0]))
+
+
+@settings(max_examples=60)
+@given(problems())
+def test_equals_the_definition_written_out(problem):
+    query, gallery, k1, k2, lambda_value = problem
+    n = len(query) + (0 if gallery is None else len(gallery))
+    k1 = min(k1, n - 1)
+    k2 = min(k2, k1)
+    expected = written_out(query, gallery, k1, k2, lambda_value)
+    result = k_reciprocal(query, gallery, k1=k1, k2=k2, lambda_value=lambda_value)
+    np.testing.assert_allclose(result.numpy(), expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("with_gallery", [True, False])
+@pytest.mark.parametrize("lambda_value", [0.0, 0.3, 1.0])
+def test_the_best_are_the_best_of_the_dense_result(with_gallery, lambda_value):
+    random = np.random.default_rng(0)
+    query, gallery = random.normal(size=(30, 8)), random.normal(size=(80, 8))
+    sets = (query, gallery) if with_gallery else (gallery,)
+    dense = k_reciprocal(*sets, k1=10, k2=4, lambda_value=lambda_value).numpy().copy()
+    if not with_gallery:
+        np.fill_diagonal(dense, np.inf)
+    best, index = k_reciprocal(*sets, k1=10, k2=4, lambda_value=lambda_value, top_k=60)
+    np.testing.assert_allclose(best.numpy(), np.sort(dense, axis=1)[:, :60], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(np.take_along_axis(dense, index.numpy(), 1), best.numpy(), rtol=0, atol=1e-12)
+    assert all(len(set(row)) == 60 for row in index.tolist())
+
+
+def test_lambda_of_one_is_the_original_ranking():
+    query, gallery = torch.randn(10, 6, dtype=torch.float64), torch.randn(40, 6, dtype=torch.float64)
+    result = k_reciprocal(query, gallery, lambda_value=1.0)
+    assert result.argsort(1).equal(torch.cdist(query, gallery).argsort(1))
+
+
+@pytest.mark.parametrize("images", [np.ones((6, 3)), np.zeros((2, 3))])
+def test_identical_images(images):
+    neighbours = len(images) - 1
+    assert k_reciprocal(images, k1=neighbours, k2=1).abs().max() < 1e-12
+    # Which of equal images are nearest is arbitrary, but the result is a distance all the same.
+    result = k_reciprocal(images, k1=1, k2=1)
+    assert ((result >= 0) & (result <= 1)).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"k1": 0}, "k1=0"),
+        ({"k2": 0}, "k2=0"),
+        ({"k1": 3, "k2": 4}, "k2=4: must be at most k1=3"),
+        ({"lambda_value": 1.1}, r"lambda_value=1.1: must lie in \[0, 1\]"),
+        ({"lambda_value": float("nan")}, "lambda_value=nan"),
+        ({"top_k": 5}, "top_k=5: must be at most 4"),
+        ({"top_k": 0}, "top_k=0"),
+        ({"gallery": np.ones((3, 9))}, "gallery has 9 columns: must have 2"),
+        ({"query": np.full((3, 2), np.nan)}, "query: row 0 holds NaN"),
+        ({"query": np.ones((1, 2))}, "query holds a single image"),
+    ],
+)
+def test_bad_input_is_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        k_reciprocal(**({"query": np.random.default_rng(0).normal(size=(5, 2))} | arguments))

@@ -1,0 +1,124 @@
+"""Records: written whole or not at all, read back as a table."""
+
+import json
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from gl_core import runs
+from gl_core.config import Config
+
+
+def record(**changes):
+    made = runs.new_record(chapter="training", config=Config.resolve(dataset="omniglot", seed=3).as_dict(), device="a CPU")
+    made |= {"wall_time_s": 1.5, "metrics": {"R@1": 0.123456789, "MAP@R": 0.5}, "untrained": {"R@1": 0.1}, "history": []}
+    return made | changes
+
+
+def test_a_record_comes_back_as_a_row(tmp_path):
+    made = record()
+    path = runs.write_record(made, tmp_path)
+    assert path.name == f"{made['run_id']}.json"
+    assert path.stat().st_size < 5000
+    (row,) = runs.load_runs(tmp_path).to_dict("records")
+    assert list(row)[:11] == runs.COLUMNS
+    for name in ("run_id", "created", "commit", "chapter", "dataset", "method", "seed", "device", "wall_time_s", "config"):
+        assert row[name] == made[name]
+    assert row["R@1"] == 0.1234568 and row["MAP@R"] == 0.5 and row["untrained R@1"] == 0.1
+    assert row["config"]["seed"] == 3
+
+
+def test_the_record_says_what_a_reader_needs_to_trust_it():
+    made = record()
+    assert made["created"].endswith("+00:00")
+    assert len(made["code"]) == 16
+    assert {"python", "torch", "numpy"} <= set(made["versions"])
+    assert "data_root" not in made["config"]
+    assert record()["run_id"] != made["run_id"]
+
+
+def test_records_of_several_folders_and_files_that_are_none(tmp_path):
+    (tmp_path / "deep").mkdir()
+    first = runs.write_record(record(created="2026-01-02T00:00:00+00:00"), tmp_path)
+    second = runs.write_record(record(created="2026-01-01T00:00:00+00:00"), tmp_path / "deep")
+    (tmp_path / "benchmark.json").write_text('{"table": []}')
+    (tmp_path / "list.json").write_text("[1]")
+    assert runs.load_runs(tmp_path)["path"].tolist() == [str(second), str(first)]
+
+
+def test_no_records_give_an_empty_table_with_columns(tmp_path):
+    for root in (tmp_path, tmp_path / "absent"):
+        table = runs.load_runs(root)
+        assert len(table) == 0 and list(table.columns) == runs.COLUMNS
+
+
+def test_a_broken_record_is_named(tmp_path):
+    (tmp_path / "broken.json").write_text('{"run_id": ')
+    with pytest.raises(ValueError, match="broken.json: not a record"):
+        runs.load_runs(tmp_path)
+
+
+def test_only_kept_runs_go_to_the_tracked_folder(tmp_path, monkeypatch):
+    (tmp_path / "book").mkdir()
+    (tmp_path / "_config.yml").touch()
+    (tmp_path / "book" / "deeper").mkdir()
+    monkeypatch.chdir(tmp_path / "book" / "deeper")
+    assert runs.project_root() == tmp_path
+    assert runs.write_record(record()).parent == tmp_path / "_build" / "results"
+    kept = runs.new_record(chapter="training", config={}, device="a CPU", keep="tuning") | {"metrics": {}}
+    assert runs.write_record(kept).parent == tmp_path / "data" / "results"
+    assert runs.load_runs()["purpose"].tolist() == ["tuning"]
+    with pytest.raises(ValueError, match="keep='forever': must be one of final, tuning"):
+        runs.new_record(chapter="training", config={}, device="a CPU", keep="forever")
+
+
+def test_a_record_is_never_overwritten(tmp_path):
+    made = record()
+    path = runs.write_record(made, tmp_path)
+    before = path.read_bytes()
+    with pytest.raises(FileExistsError):
+        runs.write_record(made | {"metrics": {"R@1": 1.0}}, tmp_path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_not_a_number_is_no_result(tmp_path):
+    with pytest.raises(ValueError):
+        runs.write_record(record(metrics={"R@1": float("nan")}), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path):
+    # The kernel refuses bytes past the limit just as a full disk does, half way through the file.
+    program = (
+        "import signal, sys, pathlib\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))\n"
+        "from gl_core import runs\n"
+        "try:\n"
+        "    runs.write_record({'run_id': 'x', 'purpose': None, 'metrics': {str(i): i for i in range(99)}},"
+        " pathlib.Path(sys.argv[1]))\n"
+        "except OSError as error:\n"
+        "    print(error)\n"
+    )
+    assert resource.RLIMIT_FSIZE is not None
+    done = subprocess.run([sys.executable, "-B", "-c", program, tmp_path], capture_output=True, text=True, check=True)
+    assert "the record could not be written (File too large)" in done.stdout
+    assert f"{tmp_path}/x.json" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="the record could not be written"):
+        runs.write_record(record(), tmp_path / "file")
+
+
+def test_the_tracked_records_are_readable_and_real():
+    table = runs.load_runs()
+    for row in table.to_dict("records"):
+        assert row["purpose"] in runs.PURPOSES
+        assert row["commit"] and not row["commit"].endswith("-dirty"), f"{row['path']} was made from uncommitted code"
+        assert json.loads(open(row["path"]).read())["config"]["profile"] in ("quick", "full")

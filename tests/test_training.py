@@ -1,0 +1,229 @@
+"""The training loop: what it learns, what it promises about seeds, held-out classes, interruptions and bad input."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gl_core import datasets, models, runs, training
+from gl_core.config import Config
+from gl_core.images import ImageStore
+
+SMALL = {"dataset": "folder", "backbone": "conv4", "image_size": 28, "classes_per_batch": 3, "samples_per_class": 4}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Twelve classes of eight images: a stripe pattern of the class's own angle and width, with noise."""
+    root = tmp_path_factory.mktemp("pictures")
+    random = np.random.default_rng(0)
+    y, x = np.mgrid[:32, :32]
+    for label in range(12):
+        (root / f"class{label:02}").mkdir()
+        angle, width = np.pi * label / 12, 0.5 + 0.1 * (label % 3)
+        for image in range(8):
+            wave = np.sin((x * np.cos(angle) + y * np.sin(angle)) * width + random.uniform(0, 6.3))
+            pixels = 128 + 60 * wave + random.normal(0, 40, wave.shape)
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / f"class{label:02}" / f"{image}.png")
+    return root
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """An empty book to write records and checkpoints into."""
+    (tmp_path / "book").mkdir()
+    (tmp_path / "_config.yml").touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def config(pictures, **changes):
+    return Config.resolve(**({"data_root": str(pictures), "epochs": 2} | SMALL | changes))
+
+
+def files(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("method", ["group_loss", "cross_entropy"])
+def test_training_helps_and_is_recorded(pictures, project, method):
+    run = training.run(config(pictures, method=method, epochs=15), progress=False)
+    assert run.metrics["R@1"] > run.untrained["R@1"] + 0.1
+    assert run.history[-1]["loss"] < run.history[0]["loss"]
+    assert [entry["epoch"] for entry in run.history] == list(range(1, 16))
+    (row,) = runs.load_runs(project / "_build" / "results").to_dict("records")
+    assert (row["chapter"], row["method"], row["purpose"]) == ("training", method, None)
+    assert row["R@1"] == pytest.approx(run.metrics["R@1"], rel=1e-6)
+    assert row["untrained R@1"] == pytest.approx(run.untrained["R@1"], rel=1e-6)
+    assert 0 <= row["NMI"] <= 1 and row["wall_time_s"] > 0
+    assert files(project) == ["_build/results/" + run.record_path.name, "_config.yml"]
+    assert "untrained" in run.report() and "WORSE" not in run.report()
+
+
+def test_the_same_seed_gives_the_same_network_and_leaves_the_global_state(pictures, project):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first = training.run(config(pictures), progress=False)
+    assert torch.get_rng_state().equal(before)
+    torch.manual_seed(6)
+    again = training.run(config(pictures), progress=False)
+    other = training.run(config(pictures, seed=1), progress=False)
+    for name, value in first.model.state_dict().items():
+        assert value.equal(again.model.state_dict()[name])
+    assert first.metrics == again.metrics
+    assert first.history[-1]["loss"] != other.history[-1]["loss"]
+
+
+def test_an_interrupted_run_goes_on_where_it_was(pictures, project, monkeypatch):
+    settings = config(pictures, epochs=4, average_weights=0.9)
+    whole = training.run(settings, progress=False)
+    steps, original = [], training.augment
+
+    def interrupt(*arguments, **keywords):
+        steps.append(None)
+        if len(steps) == 11:  # four batches an epoch: in the middle of the third
+            raise KeyboardInterrupt
+        return original(*arguments, **keywords)
+
+    monkeypatch.setattr(training, "augment", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        training.run(settings, progress=False)
+    assert any(name.endswith("final.pt") for name in files(project / "_build" / "checkpoints"))
+    steps.clear()
+    monkeypatch.setattr(training, "augment", lambda *a, **k: steps.append(None) or original(*a, **k))
+    resumed = training.run(settings, progress=False)
+    assert len(steps) == 2 * len(training.GroupSampler(datasets.load("folder", pictures).labels, 3, 4))
+    assert resumed.metrics == whole.metrics
+    assert [entry["loss"] for entry in resumed.history] == [entry["loss"] for entry in whole.history]
+    assert not (project / "_build" / "checkpoints").exists() or files(project / "_build" / "checkpoints") == []
+
+
+def test_epochs_are_chosen_on_held_out_classes_only(pictures, project, monkeypatch):
+    seen = []
+    original = training.evaluate
+
+    def watch(model, images, **keywords):
+        seen.append((set(images.labels.tolist()), model.training))
+        return original(model, images, **keywords)
+
+    monkeypatch.setattr(training, "evaluate", watch)
+    run = training.run(config(pictures, epochs=3, choose_epochs=True, held_out=0.4), progress=False)
+    test_classes = set(range(6, 12))
+    # The first and the last evaluation read the test classes, the others never.
+    assert [labels == test_classes for labels, _ in seen] == [True] + [False] * (len(seen) - 2) + [True]
+    assert all(not labels & test_classes for labels, _ in seen[1:-1])
+    assert [entry["epoch"] for entry in run.selection] == [0, 1, 2, 3]
+    scores = [entry["held-out R@1"] + entry["held-out MAP@R"] for entry in run.selection]
+    assert len(run.history) == int(np.argmax(scores))
+
+
+def test_no_training_where_none_helps(pictures, project, monkeypatch):
+    monkeypatch.setattr(training, "_score", lambda entry: -entry["epoch"])
+    run = training.run(config(pictures, epochs=3, choose_epochs=True, held_out=0.4), progress=False)
+    assert run.history == []
+    assert {k: v for k, v in run.metrics.items() if k in run.untrained} == pytest.approx(run.untrained)
+    assert "No epoch of training helped" in run.report()
+
+
+def test_the_report_says_when_training_made_it_worse(pictures, project):
+    run = training.run(config(pictures, learning_rate=3.0, epochs=1, optimizer="sgd"), progress=False)
+    run.metrics["R@1"] = run.untrained["R@1"] - 0.1
+    assert "Training made retrieval of these classes WORSE: R@1" in run.report()
+
+
+def test_tuning_never_reads_the_test_classes(pictures, project, monkeypatch):
+    original = datasets.load
+    monkeypatch.setattr(datasets, "load", lambda name, root, split: original(name, root, split) if split == "train" else 1 / 0)
+    run = training.run(config(pictures, evaluate_on="held_out", held_out=0.4), keep="tuning", progress=False)
+    assert run.record["purpose"] == "tuning" and run.record_path.parent == project / "data" / "results"
+
+
+def test_averaged_weights_are_those_that_are_kept(pictures, project):
+    plain = training.run(config(pictures), progress=False)
+    averaged = training.run(config(pictures, average_weights=0.9), progress=False)
+    assert plain.history[-1]["loss"] == averaged.history[-1]["loss"]
+    names = dict(plain.model.named_parameters())
+    assert any(not value.equal(names[name]) for name, value in averaged.model.named_parameters())
+
+
+def test_frozen_batch_norm_stays_as_it_was(pictures):
+    torch.manual_seed(0)
+    model = models.build("conv4")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    store = ImageStore(datasets.load("folder", pictures), 28)
+    training.fit(config(pictures, freeze_batch_norm=True), model, store, device=torch.device("cpu"), progress=False)
+    norms = [name for name, module in model.named_modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for name, value in model.state_dict().items():
+        frozen = name.rsplit(".", 1)[0] in norms
+        assert value.equal(before[name]) == frozen, name
+
+
+def test_the_progress_bar_says_loss_recall_speed_and_time_left(pictures, project, capfd, monkeypatch):
+    monkeypatch.setattr("gl_core.progress.INTERVAL", 0.0)
+    training.run(config(pictures))
+    shown = capfd.readouterr().err
+    assert "training" in shown and "loss " in shown and "R@1 " in shown and "images/s" in shown and "<" in shown
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"classes_per_batch": 7}, "classes_per_batch=7: must be at most 6, the number of classes"),
+        ({"device": "cuda"}, "device='cuda': there is no such device on this machine"),
+        ({"device": "abacus"}, "device='abacus': must be auto, cpu, cuda, cuda:N or mps"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_is_written(pictures, project, monkeypatch, changes, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=message):
+        training.run(config(pictures, **changes), progress=False)
+    assert files(project) == ["_config.yml"]
+
+
+def test_diverged_training_is_named(pictures, project):
+    with pytest.raises(ValueError, match="must be finite .did the training diverge"):
+        training.run(config(pictures, learning_rate=1e30, optimizer="sgd", epochs=5), progress=False)
+    assert not (project / "_build" / "results").exists()
+
+
+def test_an_unreadable_image_is_named(pictures, project, tmp_path_factory):
+    import shutil
+
+    broken = tmp_path_factory.mktemp("broken") / "pictures"
+    shutil.copytree(pictures, broken)
+    (broken / "class02" / "3.png").write_bytes(b"\x89PNG no image")
+    with pytest.raises(ValueError, match="3.png"):
+        training.run(config(broken), progress=False)
+    assert files(project) == ["_config.yml"]
+
+
+def test_a_record_reads_as_json_with_the_whole_configuration(pictures, project):
+    settings = config(pictures)
+    run = training.run(settings, chapter="embedding", progress=False)
+    record = json.loads(run.record_path.read_text())
+    assert record["chapter"] == "embedding"
+    assert record["config"] == {name: value for name, value in settings.as_dict().items() if name != "data_root"}
+
+
+@pytest.mark.parametrize("method", ["group_loss", "cross_entropy"])
+def test_omniglot_reaches_what_it_should_in_the_records(method):
+    table = runs.load_runs()
+    table = table[(table["dataset"] == "omniglot") & (table["method"] == method) & (table["purpose"] == "final")]
+    table = table[table["chapter"] == "training"]
+    assert set(table["seed"]) >= {0, 1, 2}
+    assert (table["R@1"] >= 0.80).all() and (table["MAP@R"] >= 0.40).all()
+    assert (table["wall_time_s"] <= 300).all()
+
+
+def test_quick_training_on_glyphs_adds_a_tenth_to_raw_pixels(project):
+    from gl_core.evaluation import retrieval_metrics
+
+    settings = Config.resolve("quick")
+    assert settings.dataset == "glyphs"
+    test = ImageStore(datasets.load("glyphs", split="test"), settings.image_size)
+    ((pixels, labels),) = test.batches([list(range(len(test)))])
+    raw = retrieval_metrics(pixels.flatten(1).float(), labels)["R@1"]
+    run = training.run(settings, progress=False)
+    assert run.metrics["R@1"] >= raw + 0.1

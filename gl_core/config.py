@@ -171,7 +171,7 @@ _DATASETS = {
 }
 # What suits a pretrained backbone.
 _PRETRAINED = {
-    "learning_rate": 2e-4,
+    "learning_rate": 5e-4,
     "classifier_learning_rate": 2e-3,
     "freeze_batch_norm": True,
     "average_weights": 0.98,
@@ -179,7 +179,7 @@ _PRETRAINED = {
     "epochs": 10,
 }
 _PROFILES = {
-    ("glyphs", "quick"): {"epochs": 4},
+    ("glyphs", "quick"): {"epochs": 3},
 }
 
 

@@ -123,7 +123,7 @@ def augment(
 
     Args:
         images: as an `ImageStore` gives them, at `size` px or somewhat more.
-        kind: "photo" cuts out a random part (its area 0.25 to 1 of the whole, its sides 3:4 to 4:3) and mirrors every second
+        kind: "photo" cuts out a random part (its area 0.5 to 1 of the whole, its sides 3:4 to 4:3) and mirrors every second
             image; "drawing" turns by up to 10 degrees, scales by up to 10 and shifts by up to 5 percent, and never mirrors, as
             the mirror image of a letter is another letter; "none" only resizes.
         size: pixels of a side of the result.
@@ -145,7 +145,7 @@ def _uniform(n: int, low: float, high: float, generator: torch.Generator | None)
 
 def _photo(n: int, generator: torch.Generator | None) -> Float[Tensor, "n 2 3"]:
     """Output to input coordinates, both from -1 to 1: the part's half sides, and its centre inside the image."""
-    area = _uniform(n, 0.25, 1.0, generator)
+    area = _uniform(n, 0.5, 1.0, generator)
     aspect = _uniform(n, math.log(3 / 4), math.log(4 / 3), generator).exp()
     width, height = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
     x = (1 - width) * _uniform(n, -1, 1, generator)

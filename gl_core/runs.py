@@ -69,6 +69,8 @@ def new_record(*, chapter: str, config: dict[str, Any], device: str, keep: str |
         "seed": seed,
         "device": device,
         "purpose": keep,
+        # Which command started the run, where one did: it finds the record by this among those of others.
+        "session": os.environ.get("GLBOOK_RUN"),
         "config": config,
         "versions": versions(),
     }
@@ -132,7 +134,7 @@ def load_runs(root: str | os.PathLike | None = None) -> "pd.DataFrame":
         row = {name: record.get(name) for name in COLUMNS}
         row |= record.get("metrics", {})
         row |= {f"untrained {name}": value for name, value in record.get("untrained", {}).items()}
-        row |= {name: record.get(name) for name in ("history", "selection", "versions")}
+        row |= {name: record.get(name) for name in ("history", "selection", "versions", "session")}
         rows.append(row | {"path": str(path)})
     table = pd.DataFrame(rows) if rows else pd.DataFrame(columns=COLUMNS)
     return table.sort_values(["created", "run_id"], ignore_index=True)

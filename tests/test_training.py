@@ -25,7 +25,7 @@ def pictures(tmp_path_factory):
         angle, width = np.pi * label / 12, 0.5 + 0.1 * (label % 3)
         for image in range(8):
             wave = np.sin((x * np.cos(angle) + y * np.sin(angle)) * width + random.uniform(0, 6.3))
-            pixels = 128 + 60 * wave + random.normal(0, 40, wave.shape)
+            pixels = 128 + 35 * wave + random.normal(0, 60, wave.shape)
             Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / f"class{label:02}" / f"{image}.png")
     return root
 

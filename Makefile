@@ -1,0 +1,59 @@
+# Everything runs in .venv, from packages that requirements.lock names with their hashes.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+UV_VERSION := 0.13.9
+COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	--custom-compile-command "make lock"
+
+.DEFAULT_GOAL := help
+.PHONY: help setup book serve test browser lock clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make book    set everything up, execute what has changed, build the pages in _build/html"
+	@echo "make serve   show the built book at http://localhost:8000"
+	@echo "make test    all tests, the pages in a real browser among them"
+	@echo "make setup   only set up .venv (PYTHON=python3.12 for another Python than python3)"
+	@echo "make lock    write the lock files anew, with the newest versions that pyproject.toml admits"
+	@echo "make clean   remove the built pages; runs, records and .venv stay"
+
+setup: $(READY)
+
+$(READY): requirements.lock requirements-bootstrap.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 14) else \
+	    "$(PYTHON) is Python %d.%d: the book needs 3.11, 3.12 or 3.13 (make PYTHON=python3.12)" % sys.version_info[:2])'
+	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv $(VENV) || \
+	    { rm -rf $(VENV); echo "$(PYTHON) -m venv failed: on Debian, apt-get install python3-venv" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-bootstrap.txt
+	$(BIN)/uv pip install --python $(BIN)/python --require-hashes -r requirements.lock
+	$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+book: setup
+	@$(BIN)/glbook book
+
+serve: setup
+	@$(BIN)/glbook serve
+
+test: setup browser
+	$(BIN)/python -m pytest
+
+# CHROMIUM=/path/to/a/browser names one that is somewhere else.
+browser:
+	@for name in "$(CHROMIUM)" chromium chromium-browser google-chrome google-chrome-stable; do \
+	    if [ -n "$$name" ] && command -v "$$name" > /dev/null; then exit 0; fi; \
+	done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; \
+	else \
+	    echo "make test needs Chromium: apt-get install chromium, or make test CHROMIUM=/path/to/chrome" >&2; exit 1; \
+	fi
+
+lock: setup
+	$(COMPILE) pyproject.toml --extra book --extra test --upgrade --quiet -o requirements.lock
+	echo "uv==$(UV_VERSION)" | $(COMPILE) - --no-annotate --quiet -o requirements-bootstrap.txt
+
+clean:
+	rm -rf _build/book _build/html _build/jupyter-book _build/screenshots

@@ -1,0 +1,349 @@
+"""Chapters as programs: find them, check their parameters, execute them, and build the book from what they show."""
+
+import ast
+import difflib
+import filecmp
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from gl_core import runs
+
+__all__ = ["ChapterError", "PageError", "Parameter", "build", "check_parameters", "execute", "find", "names", "parameters", "parse_value"]
+
+
+class ChapterError(RuntimeError):
+    """A chapter stopped at an error of its own.
+
+    `ename` and `evalue` are the error's type and message, `path` the notebook as far as it was executed, with the traceback.
+    """
+
+    def __init__(self, chapter: str, ename: str, evalue: str, path: Path) -> None:
+        super().__init__(f"{chapter}: {ename}: {evalue} (executed notebook with the traceback: {path})")
+        self.chapter, self.ename, self.evalue, self.path = chapter, ename, evalue, path
+
+
+class PageError(RuntimeError):
+    """The pages could not be made, or not without warnings."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of a chapter, as its `parameters` cell declares it: `name: type = default`."""
+
+    name: str
+    type: Any
+    default: Any
+
+    @property
+    def optional(self) -> bool:
+        return self.default is None or type(None) in typing.get_args(self.type)
+
+
+def names() -> list[str]:
+    """The chapters of the book, by name."""
+    return sorted(path.stem for path in _sources().glob("*.ipynb"))
+
+
+def find(chapter: str) -> Path:
+    """The notebook of a chapter. Raises ValueError, with the names there are, if it is none of them."""
+    if chapter not in names():
+        known = ", ".join(names()) or f"none in {_sources()}"
+        raise ValueError(f"chapter={chapter!r}: must be one of {known}{_did_you_mean(chapter, names())}")
+    return _sources() / f"{chapter}.ipynb"
+
+
+def parameters(chapter: str) -> dict[str, Parameter]:
+    """The parameters of a chapter, in the order of its `parameters` cell."""
+    notebook = json.loads(find(chapter).read_text(encoding="utf-8"))
+    tagged = (cell for cell in notebook["cells"] if "parameters" in cell["metadata"].get("tags", []))
+    lines = ast.parse("".join(next(tagged, {"source": ""})["source"])).body
+    declared = (line for line in lines if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name))
+    return {
+        line.target.id: Parameter(line.target.id, _type(ast.unparse(line.annotation)), ast.literal_eval(line.value))
+        for line in declared
+    }
+
+
+def parse_value(text: str, parameter: Parameter) -> Any:
+    """A value from the command line. What is declared a string stays one, all else is read as YAML does: 30, 1e-3, null, [1, 2].
+
+    >>> parse_value("1e-3", Parameter("learning_rate", float, None)), parse_value("2011", Parameter("data_root", str, None))
+    (0.001, '2011')
+    """
+    import yaml
+
+    if parameter.optional and text.lower() in ("none", "null"):
+        return None
+    if str in _choices(parameter.type):
+        return text
+    for number in (int, float):  # YAML 1.1 takes 1e-3 for a string and 010 for eight
+        try:
+            return number(text)
+        except ValueError:
+            continue
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def check_parameters(chapter: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The given parameters with their declared types, checked before anything starts.
+
+    A whole number may stand for a float; nothing else is converted. Raises ValueError for a name that the chapter does not
+    have, for a value of another type, and for settings that `gl_core.config.Config` refuses.
+    """
+    from gl_core.config import Config
+
+    declared = parameters(chapter)
+    checked = {}
+    for name, value in given.items():
+        if name not in declared:
+            known = ", ".join(declared) or "none"
+            raise ValueError(f"{name}: chapter {chapter!r} has no such parameter; it has {known}{_did_you_mean(name, declared)}")
+        checked[name] = _typed(declared[name], value)
+    settings = {name: parameter.default for name, parameter in declared.items()} | checked
+    if "dataset" in settings:
+        Config.from_parameters(settings)
+    return checked
+
+
+def execute(
+    chapter: str,
+    given: Mapping[str, Any],
+    output: Path,
+    *,
+    session: str | None = None,
+    source: Path | None = None,
+    stamp: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> Path:
+    """Execute a chapter with papermill in this Python, in the current folder. Returns `output`, the executed notebook.
+
+    The file appears when the chapter has ended, well or with an error; where the run is interrupted, none is left. The cell
+    that papermill injects is hidden on pages.
+
+    Args:
+        chapter: its name.
+        given: parameters, see `check_parameters`.
+        output: the executed notebook.
+        session: an identifier that the records written by the chapter carry (see `gl_core.runs.new_record`).
+        source: the notebook, if not that of the book.
+        stamp: what to write into the executed notebook's metadata, under "glbook".
+        progress: show the chapter's progress on standard error.
+
+    Raises ValueError as `check_parameters` does, ChapterError if the chapter fails, OSError if the notebook cannot be written.
+    """
+    import nbformat
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    source = find(chapter) if source is None else source
+    given = check_parameters(chapter, given)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    aside = output.with_name(f".{os.getpid()}-{output.name}")
+    relay = _Relay(sys.stderr) if progress else None
+    error = None
+    try:
+        try:
+            papermill.execute_notebook(
+                # papermill fills in what stands in braces
+                *(str(path).replace("{", "{{").replace("}", "}}") for path in (source, aside)),
+                parameters=given,
+                kernel_name="python3",
+                kernel_manager_class=_kernel_manager(session),
+                progress_bar={"desc": chapter, "unit": " cells"} if progress else False,
+                stderr_file=relay,
+                coalesce_streams=True,
+            )
+        except PapermillExecutionError as failed:
+            error = (failed.ename, failed.evalue)
+        except RuntimeError as failed:  # nbclient's DeadKernelError
+            error = (type(failed).__name__, f"{failed} (was there enough memory?)")
+        notebook = nbformat.read(aside, as_version=4)
+        for cell in notebook.cells:
+            if "injected-parameters" in cell.metadata.get("tags", []):
+                cell.metadata.tags.append("remove-cell")
+        if error is None and stamp is not None:
+            notebook.metadata["glbook"] = dict(stamp)
+        runs.write_atomically(output, nbformat.writes(notebook).encode())
+    finally:
+        aside.unlink(missing_ok=True)
+        if relay is not None:
+            relay.end_line()
+    if error is not None:
+        raise ChapterError(chapter, *error, output)
+    return output
+
+
+def build(*, progress: bool = True) -> Path:
+    """Build the book: execute every chapter in the `quick` profile and make pages of them. Returns the first page.
+
+    Works on a copy of `book/` in `_build/book` and leaves every other file as it is. What has not changed since the last build
+    is not made again: a chapter is executed when its notebook, the library, the recorded results or an installed package
+    changed; pages are made when any of them, or `_config.yml`, changed.
+
+    Raises ChapterError if a chapter fails, PageError if the pages come with warnings.
+    """
+    root = runs.project_root()
+    folder = root / "_build"
+    pages = folder / "book"
+    _mirror(_sources(), pages)
+    surroundings = _surroundings(root)
+    for chapter in names():
+        executed, source = pages / f"{chapter}.ipynb", find(chapter)
+        key = _hash(surroundings, source.read_bytes())
+        if _stamp(executed) == {"key": key}:
+            _say(f"{chapter}: unchanged")
+            continue
+        executed.unlink(missing_ok=True)
+        execute(chapter, {"profile": "quick"}, executed, source=source, stamp={"key": key}, progress=progress)
+    html = folder / "html"
+    state = _hash(*(f"{path.relative_to(root)}\0".encode() + path.read_bytes() for path in _files(pages)),
+                  (root / "_config.yml").read_bytes(), surroundings)  # fmt: skip
+    mark = html / ".built-from"
+    if not mark.is_file() or mark.read_text() != state:
+        _make_pages(root, pages, html)
+        mark.write_text(state)
+    return html / "index.html"
+
+
+def _make_pages(root: Path, pages: Path, html: Path) -> None:
+    """Pages from executed chapters, all of them anew: a page's navigation depends on the others' titles."""
+    _say("making pages")
+    aside = root / "_build" / "jupyter-book"
+    shutil.rmtree(aside, ignore_errors=True)
+    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", pages, "--path-output", aside]
+    command += ["--config", root / "_config.yml", "-q", "-W", "-n", "--keep-going"]
+    # Warnings come on standard error; the rest tells where the pages lie before they are moved.
+    done = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise PageError("the pages could not be made without warnings; they are listed above")
+    shutil.rmtree(html, ignore_errors=True)
+    (aside / "_build" / "html").rename(html)
+
+
+def _mirror(source: Path, target: Path) -> None:
+    """Make `target` hold the files of `source`, apart from the notebooks, which are written when they have been executed."""
+    wanted = {path.relative_to(source) for path in _files(source)}
+    for path in _files(target):
+        if path.relative_to(target) not in wanted:
+            path.unlink()
+    for name in wanted:
+        if name.suffix == ".ipynb" or ((target / name).is_file() and filecmp.cmp(source / name, target / name, shallow=False)):
+            continue
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, target / name)
+
+
+def _files(folder: Path) -> list[Path]:
+    """All files under a folder in a fixed order; hidden ones, such as an editor's copies, are passed over."""
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return [path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+
+
+def _surroundings(root: Path) -> bytes:
+    """What a chapter's output depends on besides its own cells: the library, the recorded results, the packages."""
+    packages = sorted({(found.name, found.version) for found in metadata.distributions()})
+    results = (path.name.encode() + path.read_bytes() for path in _files(root / "data" / "results"))
+    return _hash(runs.code_hash().encode(), repr(packages).encode(), sys.version.encode(), *results).encode()
+
+
+def _stamp(notebook: Path) -> Any:
+    try:
+        return json.loads(notebook.read_text(encoding="utf-8"))["metadata"].get("glbook")
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _hash(*parts: bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(hashlib.sha256(part).digest())
+    return digest.hexdigest()
+
+
+def _sources() -> Path:
+    return runs.project_root() / "book"
+
+
+class _Relay:
+    """Passes on what a chapter writes to standard error, and knows whether a line is left unfinished, as by a progress bar."""
+
+    def __init__(self, stream: typing.TextIO) -> None:
+        self._stream, self._unfinished = stream, False
+
+    def write(self, text: str) -> None:
+        self._stream.write(text)
+        self._unfinished = not text.endswith("\n")
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def end_line(self) -> None:
+        if self._unfinished:
+            self.write("\n")
+
+
+def _say(line: str) -> None:
+    print(f"glbook: {line}", file=sys.stderr, flush=True)
+
+
+def _did_you_mean(word: str, known: typing.Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+_TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict, "None": types.NoneType}
+
+
+def _type(annotation: str) -> Any:
+    """The type that an annotation names; of `list[int]` only the list is checked."""
+    parts = [_TYPES.get(part.split("[")[0].strip()) for part in annotation.split("|")]
+    return Any if None in parts else typing.Union[tuple(parts)]
+
+
+def _choices(declared: Any) -> tuple[type, ...]:
+    return typing.get_args(declared) or (declared,)
+
+
+def _typed(parameter: Parameter, value: Any) -> Any:
+    choices = _choices(parameter.type)
+    if parameter.type is Any or type(value) in choices or (value is None and parameter.optional):
+        return value
+    if float in choices and type(value) is int:
+        return float(value)
+    expected = [choice.__name__ for choice in choices if choice is not types.NoneType] + ["None"] * parameter.optional
+    raise ValueError(f"{parameter.name}={value!r}: must be {' or '.join(expected)}, not {type(value).__name__}")
+
+
+def _kernel_manager(session: str | None) -> type:
+    """A kernel that runs in this Python, whatever kernels of the same name are installed for the user."""
+    from ipykernel.kernelspec import get_kernel_dict
+    from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+    from jupyter_client.manager import AsyncKernelManager
+    from traitlets import default
+
+    class ThisPython(KernelSpecManager):
+        def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+            # Of itself the kernel has only to tell that it listens on this machine and that it was interrupted.
+            quiet = get_kernel_dict(extra_arguments=["--IPKernelApp.log_level=CRITICAL"])
+            return KernelSpec(**quiet, env={} if session is None else {"GLBOOK_RUN": session})
+
+    class Manager(AsyncKernelManager):
+        @default("kernel_spec_manager")
+        def _this_python(self) -> ThisPython:
+            return ThisPython(parent=self)
+
+    return Manager

@@ -1,0 +1,234 @@
+"""The command `glbook`: run chapters, list what runs found, build the book and show it."""
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["main"]
+
+# What a user can put right: these speak for themselves, other types of error are named.
+PLAIN = ("ValueError", "FileNotFoundError", "NotADirectoryError", "PermissionError", "ConnectionError", "OSError", "PageError")
+BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Carry out a command line. Returns the exit status: 0, 1 for a chapter that failed, 2 for bad input, 130 for Ctrl-C."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.command(options)
+    except KeyboardInterrupt:
+        return _stop(options.interrupted, INTERRUPTED)
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if hasattr(error, "ename"):  # ChapterError, which is not imported until it is needed
+            where = f"(executed notebook with the traceback: {error.path})"
+            return _stop(f"{error.chapter}: {_message(error.ename, error.evalue)} {where}", FAILED)
+        bad_input = isinstance(error, (ValueError, FileNotFoundError, NotADirectoryError))
+        return _stop(_message(type(error).__name__, error), BAD_INPUT if bad_input else FAILED)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from gl_core import chapters
+
+    declared = chapters.parameters(options.chapter)
+    given = {
+        name: chapters.parse_value(text, declared[name]) if name in declared else text for name, text in options.parameters
+    }
+    if options.keep is not None:
+        if "keep" not in declared:
+            raise ValueError(f"--keep {options.keep}: chapter {options.chapter!r} trains nothing that could be kept")
+        given["keep"] = options.keep
+    given = chapters.check_parameters(options.chapter, given)
+    _check_machine_and_data(declared, given)
+
+    session = _session(options.chapter)
+    notebook = chapters.execute(options.chapter, given, options.output / f"{session}.ipynb", session=session)
+    _report(notebook, session)
+    return 0
+
+
+def _check_machine_and_data(declared: dict, given: dict[str, Any]) -> None:
+    """Refuse what cannot work before a kernel starts: a processor or data that are not there."""
+    from gl_core import datasets, devices
+
+    settings = {name: parameter.default for name, parameter in declared.items()} | given
+    devices.choose_device(settings.get("device") or "auto")
+    if settings.get("dataset") is not None:
+        datasets.load(settings["dataset"], settings.get("data_root"), "train")
+
+
+def _session(chapter: str) -> str:
+    """A name for this run that no other has, also among several started in the same second."""
+    from datetime import datetime
+
+    return f"{chapter}-{datetime.now():%Y%m%d-%H%M%S}-{os.urandom(3).hex()}"
+
+
+def _report(notebook: Path, session: str) -> None:
+    """The metrics of the records that a run left, and where to find them."""
+    table = _runs(None)
+    if len(table):
+        table = table[table["session"] == session]
+    if len(table):
+        print(_as_text(table))
+    print(f"\nnotebook: {_short(notebook)}")
+    for path in table.get("path", []):
+        print(f"record:   {_short(path)}")
+
+
+def _results(options: argparse.Namespace) -> int:
+    table = _runs(options.root)
+    for name in ("chapter", "dataset", "method", "purpose"):
+        wanted = getattr(options, name)
+        if wanted is not None:
+            table = table[table[name] == wanted]
+    if options.format == "csv":
+        config = table["config"].apply(lambda config: config or {}).tolist()
+        import pandas as pd
+
+        settings = pd.DataFrame(config, index=table.index).drop(columns=["dataset", "method", "seed"], errors="ignore")
+        plain = table.drop(columns=["config", "history", "selection", "versions"], errors="ignore")
+        print(plain.join(settings.add_prefix("config.")).to_csv(index=False), end="")
+    else:
+        print(_as_text(table) if len(table) else "no records")
+    return 0
+
+
+def _runs(root: Path | None) -> "pd.DataFrame":
+    """The records under a folder; without one, those that are kept and those of trials."""
+    import pandas as pd
+
+    from gl_core import runs
+
+    if root is not None:
+        if not root.is_dir():
+            raise ValueError(f"--root {root}: there is no such folder")
+        return runs.load_runs(root)
+    tables = [runs.load_runs(runs.results_folder(keep)) for keep in (None, "final")]
+    tables = [table for table in tables if len(table)] or tables[:1]
+    return pd.concat(tables, ignore_index=True).sort_values(["created", "run_id"], ignore_index=True)
+
+
+def _as_text(table: "pd.DataFrame") -> str:
+    """One line a run: what tells runs apart, then the headline metrics, untrained and trained."""
+    import pandas as pd
+
+    config = pd.DataFrame([dict(config or {}) for config in table["config"]], index=table.index)
+    columns = {
+        "created": table["created"].str.slice(0, 16),
+        "chapter": table["chapter"],
+        "dataset": table["dataset"],
+        "backbone": config.get("backbone"),
+        "method": table["method"],
+        "seed": table["seed"],
+        "purpose": table["purpose"].fillna("trial"),
+    }
+    usual = {"dataset", "backbone", "method", "seed", "profile", "device"}
+    for name in config.columns.difference(usual):
+        if config[name].astype(str).nunique() > 1:
+            columns[name] = config[name]
+    for name in ("untrained R@1", "R@1", "untrained MAP@R", "MAP@R", "NMI"):
+        if name in table:
+            columns[name] = table[name].map("{:.3f}".format, na_action="ignore")
+    columns["seconds"] = table["wall_time_s"].map("{:.0f}".format, na_action="ignore")
+    shown = pd.DataFrame({name: column for name, column in columns.items() if column is not None}, index=table.index)
+    return shown.astype(object).where(shown.notna(), "").to_string(index=False)
+
+
+def _book(options: argparse.Namespace) -> int:
+    from gl_core import chapters
+
+    page = chapters.build()
+    print(f"\nThe book is built: open {_short(page)}, or see it with search at http://localhost:8000 by `make serve`.")
+    return 0
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from functools import partial
+    from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+    from gl_core.runs import project_root
+
+    html = project_root() / "_build" / "html"
+    if not (html / "index.html").is_file():
+        raise ValueError(f"{_short(html)}: there is no book yet; build it by `glbook book`")
+    with ThreadingHTTPServer(("127.0.0.1", options.port), partial(SimpleHTTPRequestHandler, directory=html)) as server:
+        print(f"The book is at http://localhost:{server.server_port} (Ctrl-C ends this).", flush=True)
+        server.serve_forever()
+    return 0
+
+
+def _short(path: Path | str) -> str:
+    """A path as one would type it here."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
+
+
+def _message(kind: str, text: object) -> str:
+    """An error as one line."""
+    line = re.sub(r"^\[Errno \d+\] ", "", " ".join(str(text).split()))
+    line = line if len(line) <= 600 else line[:600] + " ..."
+    return line if kind in PLAIN and line else f"{kind}: {line}" if line else kind
+
+
+def _stop(line: str, status: int) -> int:
+    print(f"glbook: {line}", file=sys.stderr)
+    return status
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that says what is wrong in one line."""
+
+    def error(self, message: str) -> None:
+        raise SystemExit(_stop(f"{message} (see `{self.prog} --help`)", BAD_INPUT))
+
+
+class _Version(argparse.Action):
+    def __call__(self, *_) -> None:
+        from importlib.metadata import version
+
+        print(f"glbook {version('gl_core')}")
+        raise SystemExit(0)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="glbook", description="Run the chapters of the Group Loss book, list results, build the book.")
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, function: Callable, help: str, interrupted: str = "interrupted") -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=help, description=help)
+        added.set_defaults(command=function, interrupted=interrupted)
+        return added
+
+    goes_on = "interrupted; the same command goes on after the last finished epoch"
+    run = command("run", _run, "Execute a chapter with parameters; keep the executed notebook and the records.", goes_on)
+    run.add_argument("chapter", metavar="CHAPTER", help="training, task, ...")
+    run.add_argument(
+        "-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+        help="a parameter of the chapter; may be given several times",
+    )  # fmt: skip
+    run.add_argument("--keep", choices=("final", "tuning"), help="put the records into data/results, for this purpose")
+    run.add_argument(
+        "--output", type=Path, default=Path("_build/runs"), metavar="DIR", help="where the executed notebook goes (%(default)s)"
+    )
+
+    results = command("results", _results, "List the records of runs, one line a run.")
+    results.add_argument("--root", type=Path, metavar="DIR", help="a folder of records (data/results and _build/results)")
+    for name in ("chapter", "dataset", "method", "purpose"):
+        results.add_argument(f"--{name}", metavar="NAME", help=f"only runs of this {name}")
+    results.add_argument("--format", choices=("table", "csv"), default="table", help="csv has every setting and metric")
+
+    command("book", _book, "Execute what has changed and build the pages.", "interrupted; the same command goes on")
+    serve = command("serve", _serve, "Show the built book in a browser.", "ended")
+    serve.add_argument("--port", type=int, default=8000, metavar="N", help="port of the local server (%(default)s)")
+    return parser

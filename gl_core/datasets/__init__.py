@@ -1,0 +1,46 @@
+"""Image sets for retrieval, by name: one file a data set, each returns the same table.
+
+To add one, write a module here whose `load(root, **options)` returns the `RetrievalDataset` of all its splits, and name it in
+`_NAMES`.
+"""
+
+import inspect
+import os
+from importlib import import_module
+from typing import Any
+
+from gl_core import _checks
+from gl_core.datasets.base import RetrievalDataset
+
+__all__ = ["RetrievalDataset", "load", "names"]
+
+_NAMES = ("glyphs", "omniglot", "cars196_half", "folder")
+
+
+def names() -> list[str]:
+    """The names that `load` knows."""
+    return list(_NAMES)
+
+
+def load(
+    name: str, root: str | os.PathLike | None = None, split: str = "train", **options: Any
+) -> RetrievalDataset:
+    """The images of a data set's split.
+
+    Args:
+        name: one of `names()`.
+        root: folder or archive that holds the data set; what is expected there says the docstring of its module. None suits
+            glyphs, which are drawn, and omniglot, which is downloaded.
+        split: "train", "test" (queries and gallery), or "all".
+        options: those of the data set, such as `size` of glyphs or `train_classes` of a folder.
+
+    Raises ValueError for an unknown name, split or option and for files that do not make up the data set,
+    FileNotFoundError where there is nothing, ConnectionError where a download fails.
+    """
+    _checks.choice("name", name, _NAMES)
+    module = import_module(f"gl_core.datasets.{name}")
+    known = [option for option in inspect.signature(module.load).parameters if option != "root"]
+    for option in options:
+        if option not in known:
+            raise ValueError(f"{option}: is no option of {name}, which has {', '.join(known) or 'none'}")
+    return module.load(root, **options).split(split)

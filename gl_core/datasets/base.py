@@ -1,0 +1,169 @@
+"""What every data set returns: images with labels, and a table that says what each image is for."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from jaxtyping import Int
+from numpy.typing import ArrayLike
+from torch.utils.data import Dataset
+
+from gl_core import _checks
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from PIL import Image
+
+__all__ = ["SPLITS", "ImageSource", "RetrievalDataset", "existing", "tabulate"]
+
+SPLITS = ("train", "test", "all")
+# Held-out classes are compared with each other, and so are those that remain to be learned from: two make a comparison.
+FEWEST_CLASSES = 2
+
+
+class ImageSource(Protocol):
+    """Where images come from. Must pickle, and be read by several threads and forked processes at a time."""
+
+    def open(self, path: str) -> "Image.Image":
+        """The image of that path, in mode RGB. May raise anything."""
+
+    def where(self, path: str) -> str:
+        """The full name of the image, for messages."""
+
+
+class RetrievalDataset(Dataset):
+    """Images, their classes, and their parts in retrieval.
+
+    `d[i]` is the i-th image (PIL, mode RGB) and its label. Labels number the classes of all splits, training classes first:
+    those of the training split are 0..C-1, ready for a classifier, and no label of the test split equals one of them.
+
+    Attributes:
+        name: the data set's name.
+        labels: int64 (n,).
+        class_names: the name of each label, of all splits.
+        table: a pandas table, one row an image, with the columns `path`, `label`, `split` ("train" or "test"), `is_query` and
+            `is_gallery` (booleans; both False for images that are only trained on), `class_name`, and what else is known.
+        images: where the images come from.
+
+    `d[i]` raises ValueError, naming the file, for an image that cannot be read.
+    """
+
+    def __init__(self, name: str, table: "pd.DataFrame", class_names: Sequence[str], images: ImageSource) -> None:
+        self.name = name
+        self.table = table.reset_index(drop=True)
+        self.class_names = list(class_names)
+        self.images = images
+        self.labels: Int[np.ndarray, "n"] = self.table["label"].to_numpy(dtype=np.int64, copy=True)
+        self._paths = self.table["path"].tolist()
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> tuple["Image.Image", int]:
+        path = self._paths[index]
+        try:
+            image = self.images.open(path)
+        # Decoders of damaged files raise whatever their parser stumbles over.
+        except Exception as error:
+            raise ValueError(f"{self.images.where(path)}: the image cannot be read ({error})") from error
+        return image, int(self.labels[index])
+
+    def __repr__(self) -> str:
+        return f"RetrievalDataset({self.name}: {len(self)} images of {len(np.unique(self.labels))} classes)"
+
+    def subset(self, index: ArrayLike) -> "RetrievalDataset":
+        """The images of these positions (whole numbers, or one boolean an image), with the labels that they have here.
+
+        Raises IndexError for a position that does not exist.
+        """
+        index = np.asarray(index)
+        if index.size == 0:
+            index = index.astype(np.int64)
+        return RetrievalDataset(self.name, self.table.iloc[index], self.class_names, self.images)
+
+    def split(self, split: str) -> "RetrievalDataset":
+        """The images of "train", of "test", or "all".
+
+        Raises ValueError for another name, or if there are none.
+        """
+        _checks.choice("split", split, SPLITS)
+        if split == "all":
+            return self
+        part = self.subset(self.table["split"].to_numpy() == split)
+        if not len(part):
+            raise ValueError(f"split={split!r}: {self!r} holds no such images")
+        return part
+
+    def hold_out(self, fraction: float, seed: int = 0) -> tuple["RetrievalDataset", "RetrievalDataset"]:
+        """Part the training *classes* for model selection: (those to fit, those held out).
+
+        About `fraction` of the classes, drawn by `seed`, are held out, and at least two on either side. Both parts have new
+        labels: 0..C-1 to fit, those held out count on from C, so that the rule of all labels holds; the test classes
+        keep theirs. Images that are held out become queries and gallery.
+
+        Raises ValueError if there are fewer than four classes, any that are not for training, or `fraction` is not in (0, 1).
+        """
+        _checks.count("seed", seed, least=0)
+        if not 0 < fraction < 1:
+            raise ValueError(f"fraction={fraction}: must lie in (0, 1), the share of the classes to hold out")
+        if not (self.table["split"] == "train").all():
+            raise ValueError(f"{self!r} holds test images: only training classes can be held out")
+        classes = np.unique(self.labels)
+        if len(classes) < 2 * FEWEST_CLASSES:
+            raise ValueError(f"{self!r}: parting takes {2 * FEWEST_CLASSES} classes or more, {FEWEST_CLASSES} a side")
+        count = min(max(round(fraction * len(classes)), FEWEST_CLASSES), len(classes) - FEWEST_CLASSES)
+        held_out = np.isin(classes, np.random.default_rng(seed).permutation(classes)[:count])
+        absent = np.setdiff1d(np.arange(len(self.class_names)), classes)
+        order = np.concatenate([classes[~held_out], classes[held_out], absent])
+        table = self.table.assign(label=np.argsort(order)[self.labels])
+        in_fit = table["label"].to_numpy() < len(classes) - count
+        table = table.assign(is_query=~in_fit, is_gallery=~in_fit)
+        parted = RetrievalDataset(self.name, table, [self.class_names[label] for label in order], self.images)
+        return parted.subset(in_fit), parted.subset(~in_fit)
+
+
+def tabulate(
+    paths: Sequence[str],
+    classes: Sequence[str],
+    train_classes: Sequence[str],
+    test_classes: Sequence[str],
+    **columns: Sequence[Any],
+) -> tuple["pd.DataFrame", list[str]]:
+    """The table and the class names of a data set in which the images of new classes search each other.
+
+    Args:
+        paths: of each image.
+        classes: the name of each image's class.
+        train_classes, test_classes: names in the order of the labels; no name is in both.
+        columns: what else is known of each image.
+    """
+    import pandas as pd
+
+    class_names = [*train_classes, *test_classes]
+    label_of = {name: label for label, name in enumerate(class_names)}
+    labels = np.array([label_of[name] for name in classes], dtype=np.int64)
+    is_test = labels >= len(train_classes)
+    table = pd.DataFrame(
+        {
+            "path": list(paths),
+            "label": labels,
+            "split": np.where(is_test, "test", "train"),
+            "is_query": is_test,
+            "is_gallery": is_test,
+            "class_name": list(classes),
+            **columns,
+        }
+    )
+    return table.sort_values("label", kind="stable", ignore_index=True), class_names
+
+
+def existing(root: str | os.PathLike | None, expected: str) -> Path:
+    """`root` as a path. Raises ValueError if it is None and FileNotFoundError if nothing is there."""
+    if root is None:
+        raise ValueError(f"root=None: must be {expected} (as a setting of a run: data_root)")
+    root = Path(root).expanduser()
+    if not root.exists():
+        raise FileNotFoundError(f"root={root}: nothing is there; it must be {expected}")
+    return root

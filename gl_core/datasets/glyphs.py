@@ -1,0 +1,140 @@
+"""glyphs: letters in the typefaces that matplotlib brings along. No download; train on Latin, test on scripts never seen.
+
+A class is a letter, or several that look alike (A of Latin, Greek and Cyrillic; V and v); whatever looks like a Latin letter
+is trained on. Test classes are the other letters of Greek, Cyrillic, Armenian and Georgian. Each letter is drawn once in each
+typeface that has it, 12 to 16 times, with a small random deformation of its own: black on white, `size` pixels a side.
+
+Beside the usual columns the table says `typeface`, `script` and `letters`, all that share the class.
+
+The images are drawn once, in seconds, and kept in a file of a few megabytes: in `root` if that is given (a folder, made if
+need be), otherwise in the user's cache. Where nothing can be written they are drawn each time.
+"""
+
+import contextlib
+import hashlib
+import io
+import os
+import sys
+import zipfile
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib
+import numpy as np
+
+from gl_core import _checks
+from gl_core.datasets import lettering
+from gl_core.datasets.base import RetrievalDataset, tabulate
+from gl_core.datasets.download import written_aside
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["load"]
+
+SMALLEST = 12  # pixels of a side in which letters can still be told apart
+
+
+def load(root: str | os.PathLike | None = None, *, size: int = 32, seed: int = 0) -> RetrievalDataset:
+    """The letters of all splits.
+
+    Args:
+        root: folder to keep the images in.
+        size: pixels of a side, 12 or more.
+        seed: of the deformations, 0 or more.
+
+    Raises ValueError if `root` is a file, or `size` or `seed` is out of its range.
+    """
+    _checks.count("size", size, least=SMALLEST)
+    _checks.count("seed", seed, least=0)
+    folder = _cache() if root is None else Path(root).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"root={root}: must be a folder, in which the images are kept")
+    path = folder / f"glyphs-{size}px-seed{seed}-{_key()}.npz"
+    found = _read(path, size)
+    if found is None:
+        found = _drawn(size, seed)
+        # Keeping it is a convenience: a full or read-only disk is no reason to fail.
+        with contextlib.suppress(OSError):
+            _write(path, found)
+    return _dataset(**found)
+
+
+def _drawn(size: int, seed: int) -> dict[str, np.ndarray]:
+    letters = lettering.outlines()
+    groups, typefaces, deformed = [], [], []
+    for group in lettering.alike(letters):
+        for number, typeface in enumerate(lettering.TYPEFACES):
+            letter = next((letter for letter in group if typeface in letters[letter]), None)
+            if letter is not None:
+                # From what the image shows, not from its place in the order: a letter more changes no other image.
+                random = np.random.default_rng((seed, ord(letter), number))
+                deformed.append(lettering.deform(letters[letter][typeface], size, random))
+                groups.append(group)
+                typefaces.append(typeface)
+    return {"images": lettering.draw(deformed, size), "groups": np.array(groups), "typefaces": np.array(typefaces)}
+
+
+def _dataset(images: np.ndarray, groups: np.ndarray, typefaces: np.ndarray) -> RetrievalDataset:
+    groups, typefaces = groups.tolist(), typefaces.tolist()
+    classes = list(dict.fromkeys(groups))
+    scripts = {group: lettering.script(group[0]) for group in classes}
+    paths = [f"{scripts[group]}/{ord(group[0]):04X}/{typeface}" for group, typeface in zip(groups, typefaces, strict=True)]
+    table, class_names = tabulate(
+        paths,
+        [group[0] for group in groups],
+        [group[0] for group in classes if scripts[group] == "Latin"],
+        [group[0] for group in classes if scripts[group] != "Latin"],
+        typeface=typefaces,
+        script=[scripts[group] for group in groups],
+        letters=groups,
+    )
+    return RetrievalDataset("glyphs", table, class_names, _Drawings(paths, images))
+
+
+class _Drawings:
+    def __init__(self, paths: list[str], images: np.ndarray) -> None:
+        self.images = images
+        self.position = {path: position for position, path in enumerate(paths)}
+
+    def open(self, path: str) -> "Image.Image":
+        from PIL import Image
+
+        return Image.fromarray(self.images[self.position[path]]).convert("RGB")
+
+    def where(self, path: str) -> str:
+        return f"glyphs: {path}"
+
+
+def _cache() -> Path:
+    """The folder where this user's programs keep what they can make again."""
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA")
+    else:
+        base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path("~/.cache").expanduser()) / "gl_core"
+
+
+def _key() -> str:
+    """Of all that the pixels depend on besides size and seed: the typefaces and the code that draws."""
+    code = b"".join(Path(module).read_bytes() for module in (lettering.__file__, __file__))
+    return hashlib.sha256(f"{matplotlib.__version__} {np.__version__}".encode() + code).hexdigest()[:12]
+
+
+def _read(path: Path, size: int) -> dict[str, np.ndarray] | None:
+    """What `_write` wrote; None if there is nothing or it is damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = {name: file[name] for name in ("images", "groups", "typefaces")}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        return None
+    images = found["images"]
+    return found if images.shape == (len(found["groups"]), size, size) and images.dtype == np.uint8 else None
+
+
+def _write(path: Path, found: dict[str, np.ndarray]) -> None:
+    content = io.BytesIO()
+    np.savez_compressed(content, **found)
+    with written_aside(path) as file:
+        file.write(content.getvalue())

@@ -1,0 +1,94 @@
+"""omniglot: handwritten characters, each by 20 people (Lake et al., "Human-level concept learning", Science, 2015).
+
+The two small background sets, black ink on white, 105 x 105 pixels, MIT licence. Trained on are the five alphabets of the
+first (136 characters), the test is the three alphabets of the second that the first does not hold (106 characters, 2,120
+images). A class is a character, named `alphabet/character`.
+
+`root` is a folder with the two zips as published, or with what is in them. Without it they are downloaded into
+`data/omniglot` of the book, 3 MB in all.
+"""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gl_core.datasets.archive import ImageFiles, open_files
+from gl_core.datasets.base import RetrievalDataset, existing, tabulate
+from gl_core.datasets.download import fetch
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["load"]
+
+URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"
+TRAIN, TEST = "images_background_small1", "images_background_small2"
+SHA256 = {
+    TRAIN: "f38eb80f801274ac2b4dff5b24289016bfaba4a7d5bb50deebf27104ad6cb8a4",
+    TEST: "3ccaa407515a8778e5d0861875af38b17e418f301ad5bb3b5a6b65d901a41c7f",
+}
+EXPECTED = f"a folder that holds {TRAIN}.zip and {TEST}.zip, or the folders in them"
+CHARACTERS = (136, 106)  # trained on, tested
+DRAWERS = 20
+
+
+def load(root: str | os.PathLike | None = None) -> RetrievalDataset:
+    """The images of both splits.
+
+    Raises FileNotFoundError if `root` or a part is missing, ValueError if a part is not as published, ConnectionError if it
+    cannot be downloaded.
+    """
+    folder = _downloaded() if root is None else existing(root, EXPECTED)
+    parts = {part: _opened(folder, part) for part in (TRAIN, TEST)}
+    images = _Images(parts)
+    characters = {path: "/".join(path.split("/")[1:3]) for path in images.files}
+    seen = {name.split("/")[0] for path, name in characters.items() if path.startswith(TRAIN)}
+    # The second part repeats alphabets of the first.
+    is_test = {path: path.startswith(TEST) for path in characters}
+    characters = {path: name for path, name in characters.items() if not is_test[path] or name.split("/")[0] not in seen}
+    train = sorted({name for path, name in characters.items() if not is_test[path]})
+    test = sorted({name for path, name in characters.items() if is_test[path]})
+    if (len(train), len(test), len(characters)) != (*CHARACTERS, DRAWERS * sum(CHARACTERS)):
+        raise ValueError(
+            f"root={folder}: holds {len(characters)} images of {len(train)} and {len(test)} characters: must be {EXPECTED}, "
+            f"{DRAWERS} images of each of {CHARACTERS[0]} and {CHARACTERS[1]} characters"
+        )
+    alphabets = [name.split("/")[0] for name in characters.values()]
+    table, class_names = tabulate(list(characters), list(characters.values()), train, test, alphabet=alphabets)
+    return RetrievalDataset("omniglot", table, class_names, images)
+
+
+class _Images:
+    """The images of both parts, as `part/alphabet/character/image`."""
+
+    def __init__(self, parts: dict[str, ImageFiles]) -> None:
+        # In a zip the names begin with the part, in its folder they do not.
+        self.files = {
+            f"{part}/{name.removeprefix(part + '/')}": (files, name) for part, files in parts.items() for name in files.names
+        }
+
+    def open(self, path: str) -> "Image.Image":
+        files, name = self.files[path]
+        return files.open(name)
+
+    def where(self, path: str) -> str:
+        files, name = self.files[path]
+        return files.where(name)
+
+
+def _opened(folder: Path, part: str) -> ImageFiles:
+    for path in (folder / f"{part}.zip", folder / part):
+        if path.exists():
+            return open_files(path)
+    raise FileNotFoundError(f"root={folder}: holds neither {part}.zip nor the folder {part}: must be {EXPECTED}")
+
+
+def _downloaded() -> Path:
+    """The folder for downloads, with what was missing in it downloaded."""
+    from gl_core.runs import project_root
+
+    folder = project_root() / "data" / "omniglot"
+    for part, sha256 in SHA256.items():
+        if not (folder / f"{part}.zip").exists() and not (folder / part).exists():
+            fetch(f"{URL}/{part}.zip", folder / f"{part}.zip", sha256)
+    return folder

@@ -1,0 +1,165 @@
+"""What a page of the book says about results: where they come from, and tables with mean and spread."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from gl_core import runs
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from IPython.display import Markdown
+
+__all__ = ["as_table", "banner", "columns", "is_fraction", "recorded", "spread_table"]
+
+_FRACTION = re.compile(r"(^|\s)(R@\d+|MAP@R|R-Precision|NMI|AMI|mAP|Rank-\d+|accuracy)$")
+
+
+def is_fraction(metric: str) -> bool:
+    """Whether a metric is a fraction in [0, 1], which pages show in percent.
+
+    >>> is_fraction("held-out R@1"), is_fraction("loss")
+    (True, False)
+    """
+    return _FRACTION.search(metric) is not None
+
+
+def as_table(records: Sequence[Mapping[str, Any]]) -> "pd.DataFrame":
+    """Records of live runs (`Run.record`) as a table with the columns of `gl_core.runs.load_runs`."""
+    import pandas as pd
+
+    rows = []
+    for record in records:
+        row = {name: record.get(name) for name in runs.COLUMNS} | dict(record.get("metrics", {}))
+        row |= {f"untrained {name}": value for name, value in record.get("untrained", {}).items()}
+        rows.append(row | {name: record.get(name) for name in ("history", "selection", "versions")})
+    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=runs.COLUMNS)
+
+
+def recorded(
+    *,
+    dataset: str | None = None,
+    chapter: str | None = None,
+    method: str | None = None,
+    purpose: str | None = "final",
+    root: str | None = None,
+    **settings: Any,
+) -> "pd.DataFrame":
+    """The recorded runs that match, oldest first; an empty table where there are none.
+
+    None matches everything. `settings` are compared with the configurations, `epochs=30` for instance. `root` is the folder of
+    records, that of the book if not given. Raises ValueError for a setting that no configuration has.
+    """
+    from gl_core.config import Config
+
+    unknown = set(settings) - set(Config.names())
+    if unknown:
+        raise ValueError(f"unknown setting {min(unknown)!r}: must be one of {', '.join(Config.names())}")
+    table = runs.load_runs(root)
+    for name, value in {"dataset": dataset, "chapter": chapter, "method": method, "purpose": purpose}.items():
+        if value is not None:
+            table = table[table[name] == value]
+    for name, value in settings.items():
+        if value is not None:
+            table = table[[config.get(name) == value for config in table["config"]]]
+    return table.reset_index(drop=True)
+
+
+def columns(table: "pd.DataFrame", *names: str) -> "pd.DataFrame":
+    """Columns of a table of runs; what is no column is looked up as a setting in each configuration.
+
+    Raises ValueError, naming it, for what is neither, and for an empty table.
+    """
+    import pandas as pd
+
+    if len(table) == 0:
+        raise ValueError("table holds no runs")
+    found = {}
+    for name in names:
+        if name in table:
+            found[name] = table[name].tolist()
+        elif "config" in table and all(name in config for config in table["config"]):
+            found[name] = [config[name] for config in table["config"]]
+        else:
+            raise ValueError(f"{name!r} is neither a column of the table nor a setting of all its runs")
+    return pd.DataFrame(found)
+
+
+def banner(source: "Mapping[str, Any] | Sequence[Mapping[str, Any]] | pd.DataFrame") -> "Markdown":
+    """Where a result comes from, as a quoted paragraph: live or recorded, which runs, when, by which code, on what.
+
+    A record, a list of them, or their table (`as_table`) is a live result; what `recorded` or `gl_core.runs.load_runs` has read
+    from files is a recorded one. An empty table says that nothing is recorded.
+    """
+    from IPython.display import Markdown
+
+    if not hasattr(source, "groupby"):
+        source = as_table([source] if isinstance(source, Mapping) else source)
+    table, live = source, "path" not in source
+    if len(table) == 0:
+        return Markdown("> **No recorded result** matches these parameters: run the chapter with them to get one.")
+    one = len(table) == 1
+    dates = sorted({_date(created) for created in table["created"]})
+    seeds = sorted(set(table["seed"]))
+    facts = [
+        "**Live result**, computed while this page was built" if live else "**Recorded result**",
+        f"run `{table['run_id'].iloc[0]}`" if one else f"{len(table)} runs",
+        f"{', '.join(_distinct(table['dataset']))}; {', '.join(_distinct(table['method']))}",
+        f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))}",
+        f"{_duration(table['wall_time_s'].sum())}{'' if one else ' in all'} on {'; '.join(_distinct(table['device']))}",
+        f"commit {', '.join(f'`{_short(commit)}`' for commit in _distinct(table['commit']))}",
+        dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}",
+    ]
+    text = f"> {' · '.join(facts)}"
+    if not one:
+        text += f"\n>\n> <details><summary>All {len(table)} runs</summary>{', '.join(map(str, table['run_id']))}</details>"
+    return Markdown(text)
+
+
+def spread_table(
+    table: "pd.DataFrame", by: str | Sequence[str] = "method", metrics: Sequence[str] = ("R@1", "MAP@R")
+) -> "pd.DataFrame":
+    """Mean ± standard deviation over runs, fractions in percent: one row a group, as text, with the number of runs.
+
+    `by` is a column of the table of runs or a setting of its configurations, or a list of them. The standard deviation is that
+    of a sample (divisor n - 1); a single run has none.
+    """
+    import pandas as pd
+
+    by = [by] if isinstance(by, str) else list(by)
+    data = columns(table, *by, *metrics)
+    rows = []
+    for keys, group in data.groupby(by, sort=False, dropna=False):
+        row = dict(zip(by, keys, strict=True)) | {"runs": len(group)}
+        for metric in metrics:
+            row[f"{metric} (%)" if is_fraction(metric) else metric] = _mean_and_spread(group[metric].dropna(), metric)
+        rows.append(row)
+    return pd.DataFrame(rows).set_index(by)
+
+
+def _mean_and_spread(values: "pd.Series", metric: str) -> str:
+    if values.empty:
+        return "–"
+    digits, scale = (1, 100) if is_fraction(metric) else (3, 1)
+    text = f"{scale * values.mean():.{digits}f}"
+    return text if len(values) == 1 else f"{text} ± {scale * values.std(ddof=1):.{digits}f}"
+
+
+def _distinct(values: Sequence) -> list[str]:
+    return list(dict.fromkeys("unknown" if value is None else str(value) for value in values))
+
+
+def _short(commit: str) -> str:
+    """The first digits of a commit; what follows a dash (changed files) stays."""
+    number, _, changed = commit.partition("-")
+    return number[:9] + (" with local changes" if changed else "")
+
+
+def _date(created: str) -> str:
+    return str(created)[:10]
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

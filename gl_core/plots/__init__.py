@@ -1,0 +1,30 @@
+"""The book's figures: one visual voice, colours that colour-blind readers can tell apart, a light ground in dark mode too.
+
+Every function returns a matplotlib Figure that belongs to no global state: as the last value of a cell it is shown once. Where
+an `ax` can be passed, the drawing goes there (see `panels`), and the Figure that holds it is returned.
+"""
+
+from gl_core.plots.images import embedding_scatter, image_grid, retrieval_gallery, show_batch
+from gl_core.plots.propagation import assignments_heatmap, path_on_simplex, similarity_heatmap
+from gl_core.plots.results import comparison, learning_curves, metric_grid
+from gl_core.plots.style import COLOURS, panels, shortened, use_book_style
+from gl_core.plots.thumbnails import may_be_shown, thumbnails
+
+__all__ = [
+    "COLOURS",
+    "assignments_heatmap",
+    "comparison",
+    "embedding_scatter",
+    "image_grid",
+    "learning_curves",
+    "may_be_shown",
+    "metric_grid",
+    "panels",
+    "path_on_simplex",
+    "retrieval_gallery",
+    "shortened",
+    "show_batch",
+    "similarity_heatmap",
+    "thumbnails",
+    "use_book_style",
+]

@@ -1,0 +1,135 @@
+"""Figures of results: curves over epochs, grids of settings, methods compared."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from gl_core import pages
+from gl_core.plots.style import QUIET, colours, heatmap, panels, spoken
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def learning_curves(
+    source: "pd.DataFrame | Mapping[str, Sequence] | Sequence",
+    y: str = "loss",
+    *,
+    by: str = "method",
+    part: str = "history",
+    x: str = "epoch",
+    reference: Mapping[str, float] | None = None,
+    ax: Axes | None = None,
+    title: str | None = None,
+) -> Figure:
+    """A quantity over the epochs: the mean over runs as a line, one standard deviation as a band, each run as a thin line.
+
+    Args:
+        source: one history (a list of dicts, as `Run.history`), a list of histories, a mapping from a name to either, or a table
+            of runs, grouped by the column or setting `by`.
+        y: the quantity; fractions are shown in percent. Entries without it are passed over.
+        part: "history" or "selection", the column of a table that holds the histories.
+        x: what runs to the right.
+        reference: values for level lines, by name.
+    """
+    import pandas as pd
+
+    curves = _curves(source, by, part)
+    scale = 100 if pages.is_fraction(y) else 1
+    ax = panels(size=(5.6, 3.4))[1] if ax is None else ax
+    drawn = False
+    for colour, (name, histories) in zip(colours(len(curves)), curves.items(), strict=True):
+        points = pd.DataFrame([{e[x]: scale * e[y] for e in history if e.get(y) is not None} for history in histories])
+        if points.empty:
+            continue
+        drawn = True
+        points = points.sort_index(axis=1)
+        mean, spread = points.mean(), points.std(ddof=1)
+        ax.plot(mean.index, mean, color=colour, marker="o", markersize=3.5, label=name)
+        if len(points) > 1:
+            ax.fill_between(mean.index, mean - spread, mean + spread, color=colour, alpha=0.18, linewidth=0)
+            ax.plot(mean.index, points.to_numpy().T, color=colour, alpha=0.35, linewidth=0.7)
+    if not drawn:
+        raise ValueError(f"y={y!r}: no entry of the histories holds it")
+    for style, (name, value) in zip(("--", ":", "-.") * len(reference or ()), (reference or {}).items(), strict=False):
+        ax.axhline(scale * value, color=QUIET, linestyle=style, linewidth=1.2, label=name)
+    ax.set(xlabel=x, ylabel=f"{y} (%)" if scale == 100 else y)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if any(name for name in curves) or reference:
+        ax.legend()
+    if title:
+        ax.set_title(title)
+    return ax.figure
+
+
+def metric_grid(
+    table: "pd.DataFrame",
+    *,
+    index: str = "num_iterations",
+    columns: str = "num_anchors",
+    value: str = "R@1",
+    ax: Axes | None = None,
+    title: str | None = None,
+) -> Figure:
+    """A metric over two settings: each cell shows the mean over runs, and one standard deviation where there are several.
+
+    `index`, `columns` and `value` are columns of the table of runs, or settings of its configurations.
+    """
+    cells = pages.columns(table, index, columns, value).groupby([index, columns])[value]
+    scale = 100 if pages.is_fraction(value) else 1
+    mean, spread = cells.mean().unstack(columns) * scale, cells.std(ddof=1).unstack(columns) * scale
+    ax = panels(size=(1.6 + 1.05 * mean.shape[1], 1.2 + 0.62 * mean.shape[0]))[1] if ax is None else ax
+    picture = heatmap(ax, mean.to_numpy(), title)
+    ax.set_aspect("auto")
+    middle = (np.nanmin(mean) + np.nanmax(mean)) / 2
+    for (row, column), level in np.ndenumerate(mean.to_numpy()):
+        if np.isfinite(level):
+            deviation = spread.iloc[row, column]
+            text = f"{level:.1f}" + (f"\n± {deviation:.1f}" if np.isfinite(deviation) else "")
+            ax.text(column, row, text, ha="center", va="center", fontsize=8.5, color="white" if level > middle else "black")
+    ax.set_xticks(range(mean.shape[1]), mean.columns)
+    ax.set_yticks(range(mean.shape[0]), mean.index)
+    ax.set(xlabel=spoken(columns), ylabel=spoken(index))
+    ax.figure.colorbar(picture, ax=ax, label=f"{value} (%)" if scale == 100 else value)
+    return ax.figure
+
+
+def comparison(table: "pd.DataFrame", *, by: str = "method", metrics: Sequence[str] = ("R@1", "MAP@R")) -> Figure:
+    """Metrics side by side: a dot for the mean over runs with one standard deviation, a ring for each run.
+
+    `by` is a column of the table of runs or a setting of its configurations.
+    """
+    data = pages.columns(table, by, *metrics)
+    groups = list(dict.fromkeys(data[by]))
+    figure, axes = panels(1, len(metrics), size=(6.6 / len(metrics), 0.9 + 0.5 * len(groups)), sharey=True, squeeze=False)
+    for ax, metric in zip(axes[0], metrics, strict=True):
+        scale = 100 if pages.is_fraction(metric) else 1
+        for row, (group, colour) in enumerate(zip(groups, colours(len(groups)), strict=True)):
+            values = scale * data.loc[data[by] == group, metric].dropna().to_numpy(float)
+            spread = values.std(ddof=1) if len(values) > 1 else None
+            if len(values) > 1:
+                ax.plot(values, np.full(len(values), row + 0.22), "o", markersize=5, markerfacecolor="none", color=colour)
+            if len(values):
+                ax.errorbar(values.mean(), row, xerr=spread, fmt="o", markersize=7, color=colour, capsize=3)
+        ax.set(xlabel=f"{metric} (%)" if scale == 100 else metric, ylim=(len(groups) - 0.5, -0.5))
+        ax.margins(x=0.15)
+    axes[0, 0].set_yticks(range(len(groups)), [spoken(group) for group in groups])
+    return figure
+
+
+def _curves(source: Any, by: str, part: str) -> dict[str, list]:
+    """Lists of histories by name."""
+    if hasattr(source, "groupby"):
+        data = pages.columns(source, by, part)
+        return {
+            spoken(name) if isinstance(name, str) else f"{spoken(by)}: {name}": [h for h in data.loc[data[by] == name, part] if h]
+            for name in dict.fromkeys(data[by])
+        }
+    named = source if isinstance(source, Mapping) else {"": source}
+    if not named or not all(len(histories) for histories in named.values()):
+        raise ValueError("source holds no history")
+    return {spoken(name): [h] if isinstance(h[0], Mapping) else list(h) for name, h in named.items()}

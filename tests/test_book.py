@@ -1,0 +1,187 @@
+"""The book as its readers meet it: built, then every page opened in a real browser."""
+
+import functools
+import http.server
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+
+import pytest
+import yaml
+from stub_book import ROOT
+
+HTML = ROOT / "_build" / "html"
+TOC = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
+PAGES = [TOC["root"], *(entry["file"] for entry in TOC["chapters"])]
+PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
+# A browser that speaks to nobody but the pages' own server.
+QUIET = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-sync", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def built():
+    """The book, built by the command that readers use; its own process, as its packages' warnings are not ours."""
+    before = tracked_state()
+    done = subprocess.run([sys.executable, "-m", "gl_core", "book"], cwd=ROOT, timeout=1500)
+    if done.returncode:
+        pytest.fail("the book could not be built; the reason is above", pytrace=False)
+    assert tracked_state() == before, "building the book changed files that are in git"
+    return HTML
+
+
+def tracked_state() -> str:
+    """Which files differ from the index, and how; a checkout without git has none."""
+    if not (ROOT / ".git").exists():
+        return ""
+    command = ["git", "-C", ROOT, "diff", "--stat"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture(scope="session")
+def address(built):
+    """Where a server on this machine shows the pages."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=built)) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    names = (os.environ.get("CHROMIUM"), "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    path = next(filter(None, (shutil.which(name) for name in names if name)), None)
+    if path is None:
+        pytest.fail("the pages are tested in Chromium, which is not here: `make browser` installs it or says how")
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=path, args=QUIET)
+        yield opened
+        opened.close()
+
+
+class Visit:
+    """A page opened in a window of its own, and all that went wrong on the way."""
+
+    def __init__(self, browser, address: str, path: str, viewport: dict, scheme: str = "light") -> None:
+        self.context = browser.new_context(viewport=viewport, color_scheme=scheme)
+        self.page, self.faults = self.context.new_page(), []
+        self.page.on("console", self._console)
+        self.page.on("pageerror", lambda error: self.faults.append(f"error: {error}"))
+        self.page.on("requestfailed", lambda request: self.faults.append(f"failed: {request.url}"))
+        self.page.on("response", self._response)
+        self.page.on("request", lambda request: self._request(request.url, address))
+        self.page.goto(f"{address}/{path}", wait_until="networkidle")
+
+    def _console(self, message) -> None:
+        if message.type in ("error", "warning"):
+            self.faults.append(f"console: {message.text}")
+
+    def _response(self, response) -> None:
+        if response.status >= 400:
+            self.faults.append(f"{response.status}: {response.url}")
+
+    def _request(self, url: str, address: str) -> None:
+        if not url.startswith((address, "data:", "blob:")):
+            self.faults.append(f"another host: {url}")
+
+    def __enter__(self) -> "Visit":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.context.close()
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_is_whole(browser, address, name):
+    source = (HTML / f"{name}.html").read_text()
+    with Visit(browser, address, f"{name}.html", DESKTOP) as visit:
+        page = visit.page
+        # Pictures further down are only fetched when the reader gets there.
+        page.evaluate("document.querySelectorAll('img[loading=lazy]').forEach(image => image.loading = 'eager')")
+        page.wait_for_function("[...document.images].every(image => image.complete)")
+        broken = page.evaluate("[...document.images].filter(i => !i.naturalWidth).map(i => i.src)")
+        silent = page.evaluate("[...document.querySelectorAll('main img')].filter(i => !i.alt.trim()).map(i => i.src)")
+        assert (broken, silent) == ([], []), "pictures that do not load, or have no text for those who cannot see them"
+
+        if 'class="math' in source:
+            page.wait_for_selector("mjx-container", state="attached")
+            page.wait_for_function("MathJax.startup.promise.then(() => true)")
+            assert page.locator("mjx-merror, [data-mjx-error]").count() == 0
+        text = page.locator("article").inner_text()
+        assert not re.search(r"\$\$|\\\(|\\begin\{", text), "mathematics that was not rendered"
+        assert not re.search(r"\{(?:cite|ref|numref|eq|doc)\}|^:::|^```", text, re.MULTILINE), "markup that was not understood"
+        assert "papermill" not in text.split("\n")[0] and "# Parameters\n" not in text, "the injected cell is hidden"
+        assert "Traceback (most recent call last)" not in text
+        assert page.locator("article h1").count() == 1
+        assert visit.faults == []
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_fits_a_phone(browser, address, name):
+    with Visit(browser, address, f"{name}.html", PHONE) as visit:
+        if 'class="math' in (HTML / f"{name}.html").read_text():
+            visit.page.wait_for_function("MathJax.startup.promise.then(() => true)")
+        wider = """[...document.querySelectorAll('article *')]
+            .filter(e => e.getBoundingClientRect().right > innerWidth + 1 && !e.closest('mjx-assistive-mml'))
+            .map(e => e.outerHTML.slice(0, 200)).slice(0, 5)"""
+        width = visit.page.evaluate("document.scrollingElement.scrollWidth")
+        assert width <= PHONE["width"], f"the page is {width} px wide: {visit.page.evaluate(wider)}"
+        assert visit.faults == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_page_is_photographed(browser, address, scheme):
+    folder = ROOT / "_build" / "screenshots"
+    folder.mkdir(exist_ok=True)
+    backgrounds = set()
+    for name in PAGES:
+        with Visit(browser, address, f"{name}.html", DESKTOP, scheme) as visit:
+            visit.page.screenshot(path=folder / f"{name}-{scheme}.png", full_page=True)
+            backgrounds.add(visit.page.evaluate("getComputedStyle(document.body).backgroundColor"))
+    (colour,) = backgrounds
+    lightness = sum(map(int, re.findall(r"\d+", colour)[:3])) / 3
+    assert lightness > 200 if scheme == "light" else lightness < 80
+
+
+def test_search_finds_the_replicator(browser, address):
+    with Visit(browser, address, "search.html?q=replicator", DESKTOP) as visit:
+        results = visit.page.locator("#search-results li a")
+        results.first.wait_for()
+        assert any("propagation.html" in result.get_attribute("href") for result in results.all())
+        assert visit.faults == []
+
+
+def test_links_inside_the_book_lead_somewhere(built):
+    anchors = {path.name: set(re.findall(r'\bid="([^"]+)"', path.read_text())) for path in built.glob("*.html")}
+    for name in PAGES:
+        article = re.search(r"<article.*?</article>", (built / f"{name}.html").read_text(), re.DOTALL)[0]
+        for link in re.findall(r'<a [^>]*href="([^"]+)"', article):
+            if re.match(r"[a-z]+:", link):
+                continue
+            target, _, anchor = link.partition("#")
+            target = target or f"{name}.html"
+            assert (built / target).is_file(), f"{name}: {link}"
+            assert not anchor or target not in anchors or anchor in anchors[target], f"{name}: {link}"
+
+
+def test_an_unchanged_book_is_not_built_again(built):
+    before = {path: path.stat().st_mtime_ns for path in built.rglob("*")}
+    done = subprocess.run(
+        [sys.executable, "-m", "gl_core", "book"], cwd=ROOT, check=True, timeout=300, capture_output=True, text=True
+    )
+    assert {path: path.stat().st_mtime_ns for path in built.rglob("*")} == before
+    assert "making pages" not in done.stderr and "_build/html/index.html" in done.stdout

@@ -1,0 +1,152 @@
+"""The repository as a whole: requirements that agree, notebooks without outputs, nothing that ties it to one machine."""
+
+import ast
+import json
+import re
+import subprocess
+import tomllib
+
+import nbformat
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from stub_book import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+REQUIRED = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["book"], *PROJECT["optional-dependencies"]["test"]]
+NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb"))
+HEADINGS = ["Objectives", "Key takeaways", "Exercises", "References"]
+PARAMETERS = {
+    "profile": "str", "dataset": "str", "data_root": "str", "backbone": "str", "method": "str", "epochs": "int",
+    "image_size": "int", "seed": "int", "device": "str",
+}  # fmt: skip
+
+
+def tracked() -> list:
+    """The files that git has, or would have with `git add --all`."""
+    listed = subprocess.run(
+        ["git", "-C", ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard"], capture_output=True, check=True
+    )
+    paths = (ROOT / name for name in listed.stdout.decode().split("\0") if name)
+    return [path for path in paths if path.is_file()]
+
+
+def lines_with(pattern: str) -> list[str]:
+    """Where a pattern stands in a tracked text file."""
+    found = []
+    for path in tracked():
+        name = path.relative_to(ROOT).as_posix()
+        content = path.read_bytes()
+        if b"\0" in content:
+            continue
+        lines = content.decode().splitlines()
+        found += [f"{name}:{number}: {line[:200]}" for number, line in enumerate(lines, 1) if re.search(pattern, line)]
+    return found
+
+
+def test_conda_and_pip_install_the_same():
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    assert f"python{PROJECT['requires-python']}" in conda
+    (pip,) = (entry["pip"] for entry in conda if isinstance(entry, dict))
+    assert [*pip[:-1]] == REQUIRED and pip[-1] == "--editable ."
+
+
+def test_the_lock_satisfies_the_requirements_and_hashes_every_package():
+    for file in ("requirements.lock", "requirements-bootstrap.txt"):
+        entries = re.findall(r"^(\S+?)==(\S+)(.*?)(?=^\S|\Z)", (ROOT / file).read_text(), re.MULTILINE | re.DOTALL)
+        assert entries and all("--hash=sha256:" in rest for _, _, rest in entries)
+    locked = dict(re.findall(r"^(\S+?)==([^\s;]+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
+    for requirement in map(Requirement, REQUIRED):
+        assert requirement.specifier.contains(locked[requirement.name.lower().replace("_", "-")]), requirement
+
+
+def test_the_repository_is_small():
+    assert sum(path.stat().st_size for path in tracked()) < 8 * 2**20
+
+
+def test_nothing_names_a_machine_or_a_package_index():
+    assert lines_with(r"(?<![\w.~/])/(?:work|home|Users|root|mnt|opt)/\w") == []
+    # A lock made with an index named in it would send every reader there.
+    assert lines_with(r"--(?:extra-)?index-ur[l]|--find-link[s]|\bpypi[.]|python[h]osted") == []
+
+
+def test_no_file_holds_two_ideas():
+    long = {path.name: count for path in (ROOT / "gl_core").rglob("*.py") if (count := len(path.read_text().splitlines())) > 400}
+    assert long == {}
+
+
+def test_only_kept_data_is_in_git():
+    names = {path.relative_to(ROOT).as_posix() for path in tracked()}
+    assert all(name == "data/README.md" or name.startswith("data/results/") for name in names if name.startswith("data/"))
+    assert not any(name.startswith(("_build/", ".venv/")) for name in names)
+
+
+def test_the_table_of_contents_lists_every_page():
+    toc = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
+    listed = [toc["root"], *(entry["file"] for entry in toc["chapters"])]
+    pages = {path.stem for path in (ROOT / "book").iterdir() if path.suffix in (".md", ".ipynb")}
+    assert set(listed) == pages and len(listed) == len(pages)
+
+
+def test_the_address_of_the_repository_is_that_of_the_configuration():
+    url = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["url"]
+    ours = url.removeprefix("https://github.com/")
+    hosts = r"https://(?:github\.com|colab\.research\.google\.com/github)"
+    lines = lines_with(hosts + "/[^/]+/" + ours.split("/")[1])
+    assert lines and [line for line in lines if not re.search(f"{hosts}/{ours}\\b", line)] == []
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+class TestChapter:
+    def test_is_stored_without_outputs_and_with_plain_metadata(self, path):
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
+        assert set(notebook["metadata"]) <= {"kernelspec", "language_info", "accelerator", "colab"}
+        assert notebook["metadata"]["kernelspec"] == {"display_name": "Python 3", "language": "python", "name": "python3"}
+        assert notebook["metadata"]["language_info"] == {"name": "python"}
+        for cell in notebook["cells"]:
+            assert set(cell["metadata"]) <= {"tags", "mystnb"}
+            if cell["cell_type"] == "code":
+                assert cell["outputs"] == [] and cell["execution_count"] is None
+        nbformat.validate(nbformat.read(path, 4))
+
+    def test_follows_the_skeleton(self, path):
+        cells = nbformat.read(path, 4).cells
+        text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+        assert len(re.findall(r"^# ", text, re.MULTILINE)) == 1 and text.startswith("# ")
+        headings = re.findall(r"^## (.+)$", text, re.MULTILINE)
+        assert [heading for heading in headings if heading in HEADINGS] == HEADINGS
+        assert headings[-1] == "References" and ":filter: docname in docnames" in text
+        assert len(re.findall(r"^### Exercise \d", text, re.MULTILINE)) >= 3
+        assert "**Budget**" in cells[0].source + cells[1].source
+        for link in ("colab.research.google.com/github", "github.com"):
+            assert re.search(rf"https://{link}/[\w.-]+/[\w.-]+/blob/main/book/{path.name}\)", cells[0].source + cells[1].source)
+
+    def test_has_the_common_setup_and_one_cell_of_parameters(self, path):
+        cells = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+        setup, parameters = ([cell for cell in cells if tag in cell.metadata.get("tags", [])] for tag in ("setup", "parameters"))
+        assert len(setup) == len(parameters) == 1
+        first = next(cell for cell in nbformat.read(NOTEBOOKS[0], 4).cells if "setup" in cell.metadata.get("tags", []))
+        assert setup[0].source == first.source and cells[0] == setup[0] and cells[1] == parameters[0]
+        declared = {line.target.id: ast.unparse(line.annotation) for line in ast.parse(parameters[0].source).body}
+        assert PARAMETERS.items() <= declared.items()
+        assert declared.get("keep", "str") == "str"
+        assert "Config.from_parameters(globals())" in cells[2].source, "parameters are validated before any work"
+
+    def test_has_folded_solutions_and_described_figures(self, path):
+        cells = nbformat.read(path, 4).cells
+        solutions = [cell for cell in cells if cell.cell_type == "code" and "solution" in cell.metadata.get("tags", [])]
+        assert len(solutions) >= 3
+        for cell in solutions:
+            assert "hide-cell" in cell.metadata.tags and cell.source.startswith("# Solution to exercise ")
+        for cell in cells:
+            described = cell.metadata.get("mystnb", {})
+            if "figure" in described:
+                assert described["figure"]["name"].startswith("fig-") and described["figure"]["caption"].strip()
+                assert described["image"]["alt"].strip()
+
+
+def test_there_are_chapters():
+    assert {path.stem for path in NOTEBOOKS} >= {
+        "task", "propagation", "group_loss", "training", "embedding", "iterations_and_anchors"
+    }  # fmt: skip

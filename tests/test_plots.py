@@ -1,0 +1,214 @@
+"""Figures: they show what they are given, small data does not trip them, misuse is named."""
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from gl_core import pages, plots
+from gl_core.propagation import replicator_dynamics
+
+
+@pytest.fixture(autouse=True)
+def style():
+    with mpl.rc_context():
+        plots.use_book_style()
+        yield
+
+
+def drawn(figure: Figure) -> Figure:
+    """The figure, after it has really been drawn: most mistakes only show then."""
+    assert isinstance(figure, Figure)
+    FigureCanvasAgg(figure).draw()
+    return figure
+
+
+def texts(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.findobj(mpl.text.Text) if text.get_text()]
+
+
+def images(n, size=6):
+    return list(np.random.default_rng(0).integers(0, 255, (n, size, size, 3), dtype=np.uint8))
+
+
+def history(*losses, **more):
+    return [{"epoch": i + 1, "loss": loss} | more for i, loss in enumerate(losses)]
+
+
+def table(*rows):
+    """Runs as (method, number of anchors, number of iterations, R@1)."""
+    return pages.as_table(
+        [
+            {
+                "run_id": str(i), "seed": i, "method": method, "config": {"num_anchors": anchors, "num_iterations": T},
+                "metrics": {"R@1": r1, "MAP@R": r1 / 2}, "history": history(2.0 + i, 1.0 + i), "selection": [],
+            }
+            for i, (method, anchors, T, r1) in enumerate(rows)
+        ]
+    )  # fmt: skip
+
+
+def test_no_figure_is_left_open():
+    from matplotlib import pyplot
+
+    before = pyplot.get_fignums()
+    plots.image_grid(images(2))
+    assert pyplot.get_fignums() == before
+
+
+def test_the_ground_is_light_in_dark_mode_too(tmp_path):
+    from PIL import Image
+
+    figure = plots.image_grid(images(1))
+    figure.savefig(tmp_path / "figure.png")
+    corner = Image.open(tmp_path / "figure.png").convert("RGBA").getpixel((0, 0))
+    assert min(corner) > 240
+
+
+@pytest.mark.parametrize("n", [1, 3, 9])
+def test_image_grid(n):
+    figure = drawn(plots.image_grid(images(n), [f"t{i}" for i in range(n)], columns=4, frame_colours=[None] * n))
+    assert sum(len(ax.images) for ax in figure.axes) == n
+    assert f"t{n - 1}" in texts(figure)
+
+
+def test_images_of_all_kinds_show_the_same():
+    from PIL import Image
+
+    grey = np.array([[0, 255], [51, 102]], dtype=np.uint8)
+    colour = np.repeat(grey[:, :, None], 3, axis=2)
+    kinds = [grey, colour, Image.fromarray(colour), torch.from_numpy(colour).permute(2, 0, 1), colour / 255, grey[None]]
+    figure = drawn(plots.image_grid(kinds))
+    shown = [ax.images[0] for ax in figure.axes if ax.images]
+    for image in shown:
+        pixels = image.make_image(figure.canvas.get_renderer(), unsampled=True)[0]
+        assert np.array_equal(pixels[..., :3], colour)
+
+
+def test_show_batch_puts_each_class_in_a_row():
+    anchors = np.array([True, False, True, False, False])
+    figure = drawn(plots.show_batch(images(5), torch.tensor([4, 4, 1, 1, 1]), class_names=list("abcde"), anchors=anchors))
+    assert [ax.get_ylabel() for ax in figure.axes if ax.get_ylabel()] == ["e", "b"]
+    assert texts(figure).count("A") == 2
+
+
+def test_retrieval_gallery_marks_right_and_wrong_by_sign():
+    correct = np.array([[True, False, False], [True, True, False]])
+    figure = drawn(plots.retrieval_gallery(images(2), [images(3)] * 2, correct, titles=["x", "y"]))
+    assert texts(figure).count("✓") == 3 and texts(figure).count("✗") == 3
+    assert sum(len(ax.images) for ax in figure.axes) == 8
+
+
+def test_heatmaps_show_their_matrices():
+    W = torch.eye(4, requires_grad=True)
+    figure = drawn(plots.similarity_heatmap(W, [0, 0, 1, 1]))
+    assert np.array_equal(figure.axes[0].images[0].get_array(), np.eye(4))
+    assert len(figure.axes[0].lines) == 2
+    X = np.full((4, 3), 1 / 3)
+    names = ["x", "y", "z"]
+    figure = drawn(plots.assignments_heatmap(X, [0, 0, 1, 2], class_names=names, anchors=[True, False, True, False]))
+    assert np.array_equal(figure.axes[0].images[0].get_array(), X)
+    assert figure.axes[0].collections[0].get_offsets().tolist() == [[0, 0], [0, 1], [1, 2], [2, 3]]
+    assert {"A 0", "1", "A 2", "3", *names} <= set(texts(figure))
+    drawn(plots.assignments_heatmap(np.full((40, 90), 1 / 90)))
+
+
+def test_the_simplex_has_certainty_in_its_corners():
+    W = torch.tensor([[1.0, 0.5, 0.2], [0.5, 1.0, 0.5], [0.2, 0.5, 1.0]])
+    X = torch.tensor([[1.0, 0.0, 0.0], [0.4, 0.3, 0.3], [0.2, 0.4, 0.4]])
+    path = replicator_dynamics(W, X, 5, return_path=True)
+    figure = drawn(plots.path_on_simplex(path, labels=torch.tensor([0, 0, 1]), corners=("x", "y", "z")))
+    squares = [line for line in figure.axes[0].lines if line.get_marker() == "s"]
+    assert len(squares) == 1 and squares[0].get_xydata().tolist() == [[0, 0]]
+    assert {"x", "y", "z"} <= set(texts(figure))
+    drawn(plots.path_on_simplex(path[:1]))
+
+
+def test_learning_curves_show_mean_and_spread():
+    figure = drawn(plots.learning_curves({"group_loss": [history(3.0, 2.0), history(1.0, 1.0)], "other": history(5.0)}))
+    mean = figure.axes[0].lines[0]
+    assert mean.get_xydata().tolist() == [[1, 2], [2, 1.5]]
+    band = figure.axes[0].collections[0].get_paths()[0].vertices
+    assert np.isclose(band[:, 1].max(), 2 + np.sqrt(2))
+    assert {"group loss", "other"} <= set(texts(figure))
+
+
+def test_learning_curves_of_runs_of_different_lengths_and_in_percent():
+    runs = [history(3.0, 2.0, **{"held-out R@1": 0.5}), [{"epoch": 0}, *history(1.0)]]
+    figure = drawn(plots.learning_curves(runs, reference={"before": 0.25}))
+    assert figure.axes[0].lines[0].get_xydata().tolist() == [[1, 2], [2, 2]]
+    figure = drawn(plots.learning_curves(runs, "held-out R@1", reference={"before": 0.25}))
+    assert figure.axes[0].lines[0].get_ydata().tolist() == [50, 50]
+    assert list(figure.axes[0].lines[-1].get_ydata()) == [25, 25]
+    assert "held-out R@1 (%)" in texts(figure)
+
+
+def test_learning_curves_of_a_table():
+    data = table(("group_loss", 0, 1, 0.5), ("group_loss", 2, 1, 0.5), ("cross_entropy", 2, 1, 0.5))
+    figure = drawn(plots.learning_curves(data))
+    assert figure.axes[0].lines[0].get_ydata().tolist() == [2.5, 1.5]
+    assert {"group loss", "cross entropy"} <= set(texts(figure))
+    assert "number of anchors: 2" in texts(drawn(plots.learning_curves(data, by="num_anchors")))
+
+
+def test_metric_grid_annotates_mean_and_spread():
+    data = table(("g", 0, 1, 0.50), ("g", 0, 1, 0.54), ("g", 2, 1, 0.6), ("g", 2, 3, 0.7))
+    figure = drawn(plots.metric_grid(data))
+    assert {"52.0\n± 2.8", "60.0", "70.0", "number of iterations", "number of anchors"} <= set(texts(figure))
+    assert np.isnan(np.ma.filled(figure.axes[0].images[0].get_array(), np.nan)[1, 0])
+
+
+def test_comparison_shows_every_run():
+    data = table(("group_loss", 0, 1, 0.50), ("group_loss", 0, 1, 0.54), ("cross_entropy", 2, 1, 0.6))
+    figure = drawn(plots.comparison(data))
+    assert figure.axes[0].lines[0].get_xdata().tolist() == [50, 54]
+    assert {"group loss", "cross entropy", "R@1 (%)", "MAP@R (%)"} <= set(texts(figure))
+
+
+@pytest.mark.parametrize("pictures", [None, images(6)])
+def test_embedding_scatter(pictures):
+    points = np.random.default_rng(0).normal(size=(6, 2))
+    figure = drawn(plots.embedding_scatter(points, [0, 0, 1, 1, 2, 2], images=pictures, class_names=["x", "y", "z"]))
+    assert sum(len(c.get_offsets()) for c in figure.axes[0].collections) == 6
+    boxes = figure.findobj(mpl.offsetbox.AnnotationBbox)
+    assert len(boxes) == (0 if pictures is None else 6)
+    assert {"x", "y", "z"} <= set(texts(figure))
+    many = np.arange(30)
+    assert drawn(plots.embedding_scatter(np.stack([many, many], 1), many)).axes[0].get_legend() is None
+
+
+def test_panels_can_be_shared():
+    figure, axes = plots.panels(1, 2)
+    assert plots.similarity_heatmap(np.eye(2), ax=axes[0]) is figure
+    assert plots.learning_curves(history(2.0, 1.0), ax=axes[1]) is figure
+    drawn(figure)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: plots.image_grid([]), "images is empty"),
+        (lambda: plots.image_grid(images(2), ["one"]), "titles has length 1: must be 2, as images"),
+        (lambda: plots.image_grid(images(2), columns=0), "columns=0"),
+        (lambda: plots.image_grid([np.zeros(3)]), r"an image has shape \(3,\)"),
+        (lambda: plots.show_batch(images(2), [0]), "labels has length 1"),
+        (lambda: plots.retrieval_gallery(images(1), [images(2)], np.ones((1, 3), bool)), r"correct has shape \(1, 3\)"),
+        (lambda: plots.similarity_heatmap(np.zeros((2, 3))), "must be square"),
+        (lambda: plots.assignments_heatmap(np.zeros(3)), r"assignments has shape \(3,\)"),
+        (lambda: plots.assignments_heatmap(np.zeros((2, 3)), class_names=["a"]), "must be 1, as class_names"),
+        (lambda: plots.path_on_simplex(np.zeros((2, 3, 4))), r"paths has shape \(2, 3, 4\)"),
+        (lambda: plots.path_on_simplex(np.zeros((2, 3, 3)), corners=("x",)), "corners holds 1 names"),
+        (lambda: plots.learning_curves([]), "source holds no history"),
+        (lambda: plots.learning_curves(history(1.0), "R@1"), "y='R@1': no entry"),
+        (lambda: plots.metric_grid(table()), "table holds no runs"),
+        (lambda: plots.metric_grid(table(("g", 0, 1, 0.5)), value="R@3"), "'R@3' is neither"),
+        (lambda: plots.comparison(table(("g", 0, 1, 0.5)), metrics=("NMI",)), "'NMI' is neither"),
+        (lambda: plots.embedding_scatter(np.zeros((2, 3)), [0, 1]), r"points has shape \(2, 3\)"),
+        (lambda: plots.embedding_scatter(np.zeros((2, 2)), [0]), "labels has length 1"),
+    ],
+)
+def test_misuse_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

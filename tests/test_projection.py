@@ -1,0 +1,157 @@
+"""Maps of embeddings: they show neighbours, the same ones each time, and the measure of what they keep is right."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from gl_core.projection import align, neighbours_kept, umap_projection
+
+
+@pytest.fixture(scope="module")
+def groups() -> tuple[np.ndarray, np.ndarray]:
+    """Three tight bundles of directions, 20 vectors each, of various lengths."""
+    random = np.random.default_rng(0)
+    labels = np.repeat(np.arange(3), 20)
+    directions = np.eye(3, 8)[labels] + 0.05 * random.normal(size=(60, 8))
+    return directions * random.uniform(1, 100, size=(60, 1)), labels
+
+
+def turned(points: np.ndarray, angle: float, scale: float, shift: list[float], mirror: bool) -> np.ndarray:
+    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    return scale * points @ turn @ np.diag([-1.0 if mirror else 1.0, 1.0]) + shift
+
+
+def test_umap_puts_bundles_of_directions_apart(groups):
+    features, labels = groups
+    points = umap_projection(torch.as_tensor(features), num_neighbours=10)
+    assert points.shape == (60, 2)
+    assert np.isfinite(points).all()
+    distances = np.linalg.norm(points[:, None] - points[None], axis=2)
+    np.fill_diagonal(distances, np.inf)
+    assert (labels[distances.argmin(axis=1)] == labels).all()
+
+
+def test_umap_depends_on_its_seed_alone(groups):
+    features, _ = groups
+    first = umap_projection(features, seed=3, num_neighbours=10)
+    state = np.random.get_state()[1].copy()
+    again = umap_projection(features, seed=3, num_neighbours=10)
+    assert (np.random.get_state()[1] == state).all()
+    np.testing.assert_array_equal(first, again)
+    assert not np.allclose(first, umap_projection(features, seed=4, num_neighbours=10))
+
+
+def test_others_are_placed_among_their_like_and_move_nothing(groups):
+    features, labels = groups
+    alone = umap_projection(features[::2], num_neighbours=10)
+    fitted, placed = umap_projection(features[::2], features[1::2], num_neighbours=10)
+    np.testing.assert_array_equal(alone, fitted)
+    nearest = np.linalg.norm(placed[:, None] - fitted[None], axis=2).argmin(axis=1)
+    assert (labels[::2][nearest] == labels[1::2]).all()
+
+
+def test_umap_is_quiet(groups, capfd, recwarn):
+    umap_projection(groups[0], num_neighbours=10)
+    assert capfd.readouterr() == ("", "")
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("features", [np.ones((20, 4)), np.zeros((20, 4)), np.random.default_rng(0).normal(size=(4, 4))])
+def test_umap_of_collapsed_or_few_features_is_finite(features):
+    assert np.isfinite(umap_projection(features, num_neighbours=3)).all()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"num_neighbours": 60}, "num_neighbours=60: must be below 60"),
+        ({"num_neighbours": 1}, "num_neighbours"),
+        ({"min_distance": 2.0}, r"min_distance=2.0: must lie in \[0, 1\]"),
+        ({"metric": "manhattan"}, "metric"),
+        ({"seed": -1}, "seed"),
+    ],
+)
+def test_umap_refuses_settings_out_of_range(groups, changed, message):
+    with pytest.raises(ValueError, match=message):
+        umap_projection(groups[0], **changed)
+
+
+def test_umap_refuses_features_that_do_not_fit(groups):
+    features, _ = groups
+    with pytest.raises(ValueError, match=r"others\[0\] has 5 columns: must have 8"):
+        umap_projection(features, features[:, :5])
+    with pytest.raises(ValueError, match="features has 3 rows: a map needs at least 4"):
+        umap_projection(features[:3], num_neighbours=2)
+    broken = features.copy()
+    broken[7, 0] = np.nan
+    with pytest.raises(ValueError, match="features: row 7"):
+        umap_projection(broken)
+    with pytest.raises(ValueError, match=r"others\[0\]: row 7"):
+        umap_projection(features, broken)
+
+
+def test_umap_is_loaded_when_it_is_used():
+    code = "import sys, gl_core.projection; sys.exit('umap' in sys.modules or 'numba' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_align_undoes_turning_mirroring_scaling_and_shifting(mirror):
+    original = np.random.default_rng(1).normal(size=(30, 2))
+    moved = turned(original, angle=2.1, scale=0.3, shift=[4.0, -7.0], mirror=mirror)
+    np.testing.assert_allclose(align(moved, original), original, atol=1e-12)
+
+
+def test_align_is_no_worse_than_any_other_motion():
+    random = np.random.default_rng(2)
+    points, onto = random.normal(size=(2, 30, 2))
+
+    def misfit(moved: np.ndarray) -> float:
+        return float(((moved - onto) ** 2).sum())
+
+    best = misfit(align(points, onto))
+    for _ in range(200):
+        shift = random.normal(size=2)
+        other = turned(points, random.uniform(0, 7), random.uniform(0.01, 2), shift, bool(random.integers(2)))
+        assert best <= misfit(other)
+
+
+def test_align_keeps_the_shape():
+    points, onto = np.random.default_rng(3).normal(size=(2, 30, 2))
+    ratio = np.linalg.norm(np.diff(align(points, onto), axis=0), axis=1) / np.linalg.norm(np.diff(points, axis=0), axis=1)
+    np.testing.assert_allclose(ratio, ratio[0])
+
+
+def test_align_of_points_that_coincide():
+    onto = np.array([[0.0, 0.0], [2.0, 4.0]])
+    np.testing.assert_allclose(align(np.ones((2, 2)), onto), [[1.0, 2.0], [1.0, 2.0]])
+
+
+def test_align_refuses_other_shapes():
+    with pytest.raises(ValueError, match=r"points has shape \(3, 2\): must have that of onto, \(4, 2\)"):
+        align(np.ones((3, 2)), np.ones((4, 2)))
+
+
+def test_neighbours_kept_by_hand():
+    # On the line 0, 1, 3, 7 the nearest are 1, 0, 1, 3. Moving the last to 0.4 makes them 0.4, 0.4, 1, 0.
+    line = np.array([[0.0], [1.0], [3.0], [7.0]])
+    moved = np.array([[0.0], [1.0], [3.0], [0.4]])
+    assert neighbours_kept(line, line, k=1, metric="euclidean") == 1
+    assert neighbours_kept(line, moved, k=1, metric="euclidean") == 1 / 4
+    assert neighbours_kept(line, moved, k=3, metric="euclidean") == 1
+
+
+def test_neighbours_kept_of_unrelated_points_is_chance():
+    random = np.random.default_rng(4)
+    kept = neighbours_kept(random.normal(size=(400, 16)), random.normal(size=(400, 2)), k=20)
+    assert kept == pytest.approx(20 / 399, abs=0.01)
+
+
+def test_neighbours_kept_refuses_misuse():
+    with pytest.raises(ValueError, match="points has 3 rows: must have 4"):
+        neighbours_kept(np.ones((4, 2)), np.ones((3, 2)))
+    with pytest.raises(ValueError, match="k=4"):
+        neighbours_kept(np.ones((4, 2)), np.ones((4, 2)), k=4)

@@ -41,6 +41,7 @@ test: setup browser
 	$(BIN)/python -m pytest
 
 # CHROMIUM=/path/to/a/browser names one that is somewhere else.
+export CHROMIUM
 browser:
 	@for name in "$(CHROMIUM)" chromium chromium-browser google-chrome google-chrome-stable; do \
 	    if [ -n "$$name" ] && command -v "$$name" > /dev/null; then exit 0; fi; \

@@ -3,8 +3,10 @@
 import ast
 import difflib
 import filecmp
+import functools
 import hashlib
 import json
+import operator
 import os
 import shutil
 import subprocess
@@ -19,13 +21,25 @@ from typing import Any
 
 from gl_core import runs
 
-__all__ = ["ChapterError", "PageError", "Parameter", "build", "check_parameters", "execute", "find", "names", "parameters", "parse_value"]
+__all__ = [
+    "ChapterError",
+    "PageError",
+    "Parameter",
+    "build",
+    "check_parameters",
+    "execute",
+    "find",
+    "names",
+    "parameters",
+    "parse_value",
+]
 
 
 class ChapterError(RuntimeError):
     """A chapter stopped at an error of its own.
 
-    `ename` and `evalue` are the error's type and message, `path` the notebook as far as it was executed, with the traceback.
+    `ename` and `evalue` are the error's type and message, `path` is the notebook as far as it was executed, with the
+    traceback.
     """
 
     def __init__(self, chapter: str, ename: str, evalue: str, path: Path) -> None:
@@ -76,10 +90,12 @@ def parameters(chapter: str) -> dict[str, Parameter]:
 
 
 def parse_value(text: str, parameter: Parameter) -> Any:
-    """A value from the command line. What is declared a string stays one, all else is read as YAML does: 30, 1e-3, null, [1, 2].
+    """A value from the command line. What is declared a string stays one; all else is read as in YAML: 30, 1e-3, [1].
 
-    >>> parse_value("1e-3", Parameter("learning_rate", float, None)), parse_value("2011", Parameter("data_root", str, None))
-    (0.001, '2011')
+    >>> parse_value("1e-3", Parameter("learning_rate", float, None))
+    0.001
+    >>> parse_value("2011", Parameter("data_root", str, None))
+    '2011'
     """
     import yaml
 
@@ -101,8 +117,8 @@ def parse_value(text: str, parameter: Parameter) -> Any:
 def check_parameters(chapter: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The given parameters with their declared types, checked before anything starts.
 
-    A whole number may stand for a float; nothing else is converted. Raises ValueError for a name that the chapter does not
-    have, for a value of another type, and for settings that `gl_core.config.Config` refuses.
+    A whole number may stand for a float; nothing else is converted. Raises ValueError for a name that the chapter does
+    not have, for a value of another type, and for settings that `gl_core.config.Config` refuses.
     """
     from gl_core.config import Config
 
@@ -111,7 +127,9 @@ def check_parameters(chapter: str, given: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in given.items():
         if name not in declared:
             known = ", ".join(declared) or "none"
-            raise ValueError(f"{name}: chapter {chapter!r} has no such parameter; it has {known}{_did_you_mean(name, declared)}")
+            raise ValueError(
+                f"{name}: chapter {chapter!r} has no such parameter; it has {known}{_did_you_mean(name, declared)}"
+            )
         checked[name] = _typed(declared[name], value)
     settings = {name: parameter.default for name, parameter in declared.items()} | checked
     if "dataset" in settings:
@@ -125,31 +143,30 @@ def execute(
     output: Path,
     *,
     session: str | None = None,
-    source: Path | None = None,
     stamp: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> Path:
     """Execute a chapter with papermill in this Python, in the current folder. Returns `output`, the executed notebook.
 
-    The file appears when the chapter has ended, well or with an error; where the run is interrupted, none is left. The cell
-    that papermill injects is hidden on pages.
+    The file appears when the chapter has ended, well or with an error; where the run is interrupted, none is left. The
+    cell that papermill injects is hidden on pages.
 
     Args:
         chapter: its name.
         given: parameters, see `check_parameters`.
         output: the executed notebook.
         session: an identifier that the records written by the chapter carry (see `gl_core.runs.new_record`).
-        source: the notebook, if not that of the book.
         stamp: what to write into the executed notebook's metadata, under "glbook".
         progress: show the chapter's progress on standard error.
 
-    Raises ValueError as `check_parameters` does, ChapterError if the chapter fails, OSError if the notebook cannot be written.
+    Raises ValueError as `check_parameters` does, ChapterError if the chapter fails, OSError if the notebook cannot be
+    written.
     """
     import nbformat
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
-    source = find(chapter) if source is None else source
+    source = find(chapter)
     given = check_parameters(chapter, given)
     output.parent.mkdir(parents=True, exist_ok=True)
     aside = output.with_name(f".{os.getpid()}-{output.name}")
@@ -163,7 +180,8 @@ def execute(
                 parameters=given,
                 kernel_name="python3",
                 kernel_manager_class=_kernel_manager(session),
-                progress_bar={"desc": chapter, "unit": " cells"} if progress else False,
+                start_timeout=300,
+                progress_bar={"desc": f"chapter {chapter}", "unit": " cells"} if progress else False,
                 stderr_file=relay,
                 coalesce_streams=True,
             )
@@ -190,9 +208,9 @@ def execute(
 def build(*, progress: bool = True) -> Path:
     """Build the book: execute every chapter in the `quick` profile and make pages of them. Returns the first page.
 
-    Works on a copy of `book/` in `_build/book` and leaves every other file as it is. What has not changed since the last build
-    is not made again: a chapter is executed when its notebook, the library, the recorded results or an installed package
-    changed; pages are made when any of them, or `_config.yml`, changed.
+    Works on a copy of `book/` in `_build/book` and leaves every other file as it is. What has not changed since the
+    last build is not made again: a chapter is executed when its notebook, the library, the recorded results or an
+    installed package changed; pages are made when any of them, or `_config.yml`, changed.
 
     Raises ChapterError if a chapter fails, PageError if the pages come with warnings.
     """
@@ -202,16 +220,16 @@ def build(*, progress: bool = True) -> Path:
     _mirror(_sources(), pages)
     surroundings = _surroundings(root)
     for chapter in names():
-        executed, source = pages / f"{chapter}.ipynb", find(chapter)
-        key = _hash(surroundings, source.read_bytes())
+        executed = pages / f"{chapter}.ipynb"
+        key = _hash(surroundings, find(chapter).read_bytes())
         if _stamp(executed) == {"key": key}:
             _say(f"{chapter}: unchanged")
             continue
         executed.unlink(missing_ok=True)
-        execute(chapter, {"profile": "quick"}, executed, source=source, stamp={"key": key}, progress=progress)
+        execute(chapter, {"profile": "quick"}, executed, stamp={"key": key}, progress=progress)
     html = folder / "html"
-    state = _hash(*(f"{path.relative_to(root)}\0".encode() + path.read_bytes() for path in _files(pages)),
-                  (root / "_config.yml").read_bytes(), surroundings)  # fmt: skip
+    contents = (f"{path.relative_to(root)}\0".encode() + path.read_bytes() for path in _files(pages))
+    state = _hash(*contents, (root / "_config.yml").read_bytes(), surroundings)
     mark = html / ".built-from"
     if not mark.is_file() or mark.read_text() != state:
         _make_pages(root, pages, html)
@@ -224,8 +242,8 @@ def _make_pages(root: Path, pages: Path, html: Path) -> None:
     _say("making pages")
     aside = root / "_build" / "jupyter-book"
     shutil.rmtree(aside, ignore_errors=True)
-    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", pages, "--path-output", aside]
-    command += ["--config", root / "_config.yml", "-q", "-W", "-n", "--keep-going"]
+    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", pages]
+    command += ["--path-output", aside, "--config", root / "_config.yml", "-q", "-W", "-n", "--keep-going"]
     # Warnings come on standard error; the rest tells where the pages lie before they are moved.
     done = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
@@ -235,16 +253,17 @@ def _make_pages(root: Path, pages: Path, html: Path) -> None:
 
 
 def _mirror(source: Path, target: Path) -> None:
-    """Make `target` hold the files of `source`, apart from the notebooks, which are written when they have been executed."""
+    """Make `target` hold the files of `source`, apart from the notebooks, which are written as they are executed."""
     wanted = {path.relative_to(source) for path in _files(source)}
     for path in _files(target):
         if path.relative_to(target) not in wanted:
             path.unlink()
-    for name in wanted:
-        if name.suffix == ".ipynb" or ((target / name).is_file() and filecmp.cmp(source / name, target / name, shallow=False)):
+    for name in sorted(wanted):
+        old, new = target / name, source / name
+        if name.suffix == ".ipynb" or (old.is_file() and filecmp.cmp(old, new, shallow=False)):
             continue
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / name, target / name)
+        old.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(new, old)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -279,7 +298,7 @@ def _sources() -> Path:
 
 
 class _Relay:
-    """Passes on what a chapter writes to standard error, and knows whether a line is left unfinished, as by a progress bar."""
+    """Passes on what a chapter writes to standard error, and ends the line that a progress bar left unfinished."""
 
     def __init__(self, stream: typing.TextIO) -> None:
         self._stream, self._unfinished = stream, False
@@ -311,7 +330,7 @@ _TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "d
 def _type(annotation: str) -> Any:
     """The type that an annotation names; of `list[int]` only the list is checked."""
     parts = [_TYPES.get(part.split("[")[0].strip()) for part in annotation.split("|")]
-    return Any if None in parts else typing.Union[tuple(parts)]
+    return Any if None in parts else functools.reduce(operator.or_, parts)
 
 
 def _choices(declared: Any) -> tuple[type, ...]:

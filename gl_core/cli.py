@@ -14,13 +14,17 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 # What a user can put right: these speak for themselves, other types of error are named.
-PLAIN = ("ValueError", "FileNotFoundError", "NotADirectoryError", "PermissionError", "ConnectionError", "OSError", "PageError")
+PLAIN = ("ValueError", "OSError", "FileNotFoundError", "NotADirectoryError", "PermissionError", "ConnectionError")
+PLAIN += ("PageError",)
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Carry out a command line. Returns the exit status: 0, 1 for a chapter that failed, 2 for bad input, 130 for Ctrl-C."""
+    """Carry out a command line. Returns the exit status: 0, 1 for a failure, 2 for bad input, 130 for Ctrl-C."""
     options = _parser().parse_args(arguments)
+    # Threads that wait without spinning, here and in the kernels: on a machine that others use too, training is several times
+    # faster for it. Read once, when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         return options.command(options)
     except KeyboardInterrupt:
@@ -30,28 +34,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except Exception as error:
         if hasattr(error, "ename"):  # ChapterError, which is not imported until it is needed
-            where = f"(executed notebook with the traceback: {error.path})"
+            where = f"(executed notebook with the traceback: {_short(error.path)})"
             return _stop(f"{error.chapter}: {_message(error.ename, error.evalue)} {where}", FAILED)
         bad_input = isinstance(error, (ValueError, FileNotFoundError, NotADirectoryError))
         return _stop(_message(type(error).__name__, error), BAD_INPUT if bad_input else FAILED)
 
 
 def _run(options: argparse.Namespace) -> int:
-    from gl_core import chapters
+    from gl_core import chapters, runs
 
     declared = chapters.parameters(options.chapter)
     given = {
-        name: chapters.parse_value(text, declared[name]) if name in declared else text for name, text in options.parameters
+        name: chapters.parse_value(text, declared[name]) if name in declared else text
+        for name, text in options.parameters
     }
     if options.keep is not None:
         if "keep" not in declared:
-            raise ValueError(f"--keep {options.keep}: chapter {options.chapter!r} trains nothing that could be kept")
+            raise ValueError(f"--keep {options.keep}: chapter {options.chapter!r} makes no records that could be kept")
         given["keep"] = options.keep
     given = chapters.check_parameters(options.chapter, given)
     _check_machine_and_data(declared, given)
 
     session = _session(options.chapter)
-    notebook = chapters.execute(options.chapter, given, options.output / f"{session}.ipynb", session=session)
+    folder = runs.project_root() / "_build" / "runs" if options.output is None else options.output
+    notebook = chapters.execute(options.chapter, given, folder / f"{session}.ipynb", session=session)
     _report(notebook, session)
     return 0
 
@@ -109,13 +115,13 @@ def _runs(root: Path | None) -> "pd.DataFrame":
 
     from gl_core import runs
 
-    if root is not None:
-        if not root.is_dir():
-            raise ValueError(f"--root {root}: there is no such folder")
-        return runs.load_runs(root)
-    tables = [runs.load_runs(runs.results_folder(keep)) for keep in (None, "final")]
+    if root is not None and not root.is_dir():
+        raise ValueError(f"--root {root}: there is no such folder")
+    folders = [runs.results_folder(keep) for keep in (None, "final")] if root is None else [root]
+    tables = [runs.load_runs(folder) for folder in folders]
     tables = [table for table in tables if len(table)] or tables[:1]
-    return pd.concat(tables, ignore_index=True).sort_values(["created", "run_id"], ignore_index=True)
+    table = pd.concat(tables, ignore_index=True).sort_values(["created", "run_id"], ignore_index=True)
+    return table.assign(purpose=table["purpose"].fillna("trial"))
 
 
 def _as_text(table: "pd.DataFrame") -> str:
@@ -130,7 +136,7 @@ def _as_text(table: "pd.DataFrame") -> str:
         "backbone": config.get("backbone"),
         "method": table["method"],
         "seed": table["seed"],
-        "purpose": table["purpose"].fillna("trial"),
+        "purpose": table["purpose"],
     }
     usual = {"dataset", "backbone", "method", "seed", "profile", "device"}
     for name in config.columns.difference(usual):
@@ -201,7 +207,9 @@ class _Version(argparse.Action):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="glbook", description="Run the chapters of the Group Loss book, list results, build the book.")
+    parser = _Parser(
+        prog="glbook", description="Run the chapters of the Group Loss book, list results, build the book."
+    )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -211,21 +219,26 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     goes_on = "interrupted; the same command goes on after the last finished epoch"
-    run = command("run", _run, "Execute a chapter with parameters; keep the executed notebook and the records.", goes_on)
+    run = command(
+        "run", _run, "Execute a chapter with parameters; keep the executed notebook and the records.", goes_on
+    )
     run.add_argument("chapter", metavar="CHAPTER", help="training, task, ...")
     run.add_argument(
         "-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
         help="a parameter of the chapter; may be given several times",
     )  # fmt: skip
     run.add_argument("--keep", choices=("final", "tuning"), help="put the records into data/results, for this purpose")
-    run.add_argument(
-        "--output", type=Path, default=Path("_build/runs"), metavar="DIR", help="where the executed notebook goes (%(default)s)"
-    )
+    run.add_argument("--output", type=Path, metavar="DIR", help="where the executed notebook goes (_build/runs)")
 
     results = command("results", _results, "List the records of runs, one line a run.")
-    results.add_argument("--root", type=Path, metavar="DIR", help="a folder of records (data/results and _build/results)")
-    for name in ("chapter", "dataset", "method", "purpose"):
+    results.add_argument(
+        "--root", type=Path, metavar="DIR", help="a folder of records (data/results and _build/results)"
+    )
+    for name in ("chapter", "dataset", "method"):
         results.add_argument(f"--{name}", metavar="NAME", help=f"only runs of this {name}")
+    results.add_argument(
+        "--purpose", choices=("final", "tuning", "trial"), help="only runs made for this; trials are not kept"
+    )
     results.add_argument("--format", choices=("table", "csv"), default="table", help="csv has every setting and metric")
 
     command("book", _book, "Execute what has changed and build the pages.", "interrupted; the same command goes on")

@@ -4,11 +4,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gl_core import runs
+from gl_core import devices, runs
 
 if TYPE_CHECKING:
     import pandas as pd
     from IPython.display import Markdown
+
+    from gl_core.config import Config
 
 __all__ = ["as_table", "banner", "columns", "is_fraction", "recorded", "spread_table"]
 
@@ -85,34 +87,41 @@ def columns(table: "pd.DataFrame", *names: str) -> "pd.DataFrame":
     return pd.DataFrame(found)
 
 
-def banner(source: "Mapping[str, Any] | Sequence[Mapping[str, Any]] | pd.DataFrame") -> "Markdown":
+def banner(source: "Config | Mapping[str, Any] | Sequence[Mapping[str, Any]] | pd.DataFrame") -> "Markdown":
     """Where a result comes from, as a quoted paragraph: live or recorded, which runs, when, by which code, on what.
 
     A record, a list of them, or their table (`as_table`) is a live result; what `recorded` or `gl_core.runs.load_runs` has read
-    from files is a recorded one. An empty table says that nothing is recorded.
+    from files is a recorded one. An empty table says that nothing is recorded. A `Config` stands for what a page computes without
+    keeping a record.
     """
     from IPython.display import Markdown
 
+    from gl_core.config import Config
+
+    if isinstance(source, Config):
+        device = devices.device_name(devices.choose_device(source.device))
+        source = runs.new_record(chapter="", config=source.as_dict(), device=device) | {"run_id": None}
     if not hasattr(source, "groupby"):
         source = as_table([source] if isinstance(source, Mapping) else source)
     table, live = source, "path" not in source
     if len(table) == 0:
         return Markdown("> **No recorded result** matches these parameters: run the chapter with them to get one.")
-    one = len(table) == 1
-    dates = sorted({_date(created) for created in table["created"]})
+    ids = table["run_id"].dropna().tolist()
     seeds = sorted(set(table["seed"]))
+    dates = sorted({created[:10] for created in table["created"]})
+    time = table["wall_time_s"].sum()
     facts = [
         "**Live result**, computed while this page was built" if live else "**Recorded result**",
-        f"run `{table['run_id'].iloc[0]}`" if one else f"{len(table)} runs",
+        *([f"run `{ids[0]}`"] if len(ids) == 1 else [f"{len(ids)} runs"] if ids else []),
         f"{', '.join(_distinct(table['dataset']))}; {', '.join(_distinct(table['method']))}",
         f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))}",
-        f"{_duration(table['wall_time_s'].sum())}{'' if one else ' in all'} on {'; '.join(_distinct(table['device']))}",
+        f"{_duration(time) + ' on ' if time else ''}{'; '.join(_distinct(table['device']))}",
         f"commit {', '.join(f'`{_short(commit)}`' for commit in _distinct(table['commit']))}",
         dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}",
     ]
     text = f"> {' · '.join(facts)}"
-    if not one:
-        text += f"\n>\n> <details><summary>All {len(table)} runs</summary>{', '.join(map(str, table['run_id']))}</details>"
+    if len(ids) > 1:
+        text += f"\n>\n> <details><summary>All {len(ids)} runs</summary>{', '.join(ids)}</details>"
     return Markdown(text)
 
 
@@ -153,10 +162,6 @@ def _short(commit: str) -> str:
     """The first digits of a commit; what follows a dash (changed files) stays."""
     number, _, changed = commit.partition("-")
     return number[:9] + (" with local changes" if changed else "")
-
-
-def _date(created: str) -> str:
-    return str(created)[:10]
 
 
 def _duration(seconds: float) -> str:

@@ -27,6 +27,7 @@ def umap_projection(
     num_neighbours: int = 15,
     min_distance: float = 0.1,
     metric: str = "cosine",
+    start: str = "spectral",
     seed: int = 0,
 ) -> Float[np.ndarray, "n 2"] | list[Float[np.ndarray, "m 2"]]:
     """A UMAP map of `features`, and the places of `others` on it.
@@ -40,6 +41,8 @@ def umap_projection(
         num_neighbours: how many neighbours each image is tied to, 2 to n - 1; few show detail, many the whole.
         min_distance: how closely points may be packed on the map, in [0, 1].
         metric: "cosine", by which retrieval ranks, or "euclidean".
+        start: where the points are before they are moved: "spectral" (by the graph of neighbours, much the same for every
+            seed), "pca" or "random".
         seed: 0 or more.
 
     Raises ValueError if the vectors are not matrices of finite numbers with equally many columns or a setting is out of range.
@@ -56,13 +59,16 @@ def umap_projection(
     if not 0 <= min_distance <= 1:
         raise ValueError(f"min_distance={min_distance}: must lie in [0, 1]")
     _checks.choice("metric", metric, ("cosine", "euclidean"))
+    _checks.choice("start", start, ("spectral", "pca", "random"))
     _checks.count("seed", seed, least=0)
 
     umap = _import_umap()
     with warnings.catch_warnings():
         # It warns that a seed means one thread, and that the spectral start of a small set is replaced by another one.
         warnings.simplefilter("ignore")
-        mapper = umap.UMAP(n_neighbors=num_neighbours, min_dist=min_distance, metric=metric, random_state=seed)
+        mapper = umap.UMAP(
+            n_neighbors=num_neighbours, min_dist=min_distance, metric=metric, init=start, random_state=seed
+        )  # fmt: skip
         maps = [mapper.fit_transform(features), *(mapper.transform(rows) for rows in others)]
     maps = [np.asarray(points, dtype=np.float64) for points in maps]
     return maps if others else maps[0]

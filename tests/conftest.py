@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+# As `glbook` does it: threads that wait without spinning.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # A shared machine is slow at times, and a test that fails must fail again.
 settings.register_profile("book", deadline=None, derandomize=True, database=None)
 settings.load_profile("book")

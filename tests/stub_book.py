@@ -57,7 +57,9 @@ def make_book(root: Path, chapters: tuple[str, ...] = ("training",)) -> Path:
     toc = {"format": "jb-book", "root": "intro", "chapters": [{"file": name} for name in chapters]}
     (book / "_toc.yml").write_text(json.dumps(toc))  # JSON is YAML
     (book / "intro.md").write_text("# Introduction\n\nThe replicator equation: $x_i' = x_i (Wx)_i$.\n")
-    (book / "references.bib").write_text("@book{none, title={Nothing}, author={Nobody}, year={2020}, publisher={No one}}\n")
+    (book / "references.bib").write_text(
+        "@book{none, title={Nothing}, author={Nobody}, year={2020}, publisher={No one}}\n"
+    )
     for name in chapters:
         nbformat.write(chapter_of([PARAMETERS, CONFIG, TRAIN]), book / f"{name}.ipynb")
     return root

@@ -123,7 +123,9 @@ def test_a_page_is_whole(browser, address, name):
             assert page.locator("mjx-merror, [data-mjx-error]").count() == 0
         text = page.locator("article").inner_text()
         assert not re.search(r"\$\$|\\\(|\\begin\{", text), "mathematics that was not rendered"
-        assert not re.search(r"\{(?:cite|ref|numref|eq|doc)\}|^:::|^```", text, re.MULTILINE), "markup that was not understood"
+        assert not re.search(r"\{(?:cite|ref|numref|eq|doc)\}|^:::|^```", text, re.MULTILINE), (
+            "markup that was not understood"
+        )
         assert "papermill" not in text.split("\n")[0] and "# Parameters\n" not in text, "the injected cell is hidden"
         assert "Traceback (most recent call last)" not in text
         assert page.locator("article h1").count() == 1

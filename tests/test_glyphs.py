@@ -1,4 +1,4 @@
-"""The drawn letters: which classes there are, that they come out the same everywhere, how hard they are, how they are kept."""
+"""The drawn letters: which classes there are, that they come out the same everywhere, how hard they are, the cache."""
 
 import os
 import pickle
@@ -23,6 +23,11 @@ def kept(tmp_path_factory):
     datasets.load("glyphs", root)
     assert time.process_time() - start < 20  # a few seconds on a machine that does nothing else
     return root
+
+
+@pytest.fixture(scope="module")
+def letters():
+    return lettering.outlines()
 
 
 @pytest.fixture(scope="module")
@@ -63,16 +68,18 @@ def test_scripts_of_the_test_are_never_trained_on(every):
 
 
 def test_letters_that_look_alike_are_one_class(every):
-    label = {letter: label for label, letters in zip(every.labels, every.table.letters, strict=True) for letter in letters}
+    label = {
+        letter: label for label, letters in zip(every.labels, every.table.letters, strict=True) for letter in letters
+    }
     for alike in ("AΑА", "OoΟοОоՕօ", "Vv", "PΡР", "HΗН", "pр", "eе", "ΓГг", "ФФфՓ", "Жж", "ЖЖж", "ƐɛεԐԑ"):
         assert len({label[letter] for letter in alike}) == 1, alike
-    for different in ("Aa", "CG", "IiJjLl", "Nn", "Pp", "Qq", "EF", "OQØ", "ЦЩ", "ГҐ", "Ξξ", "bdpq", "БВ", "ШЩ", "ԱՍ"[:1] + "Ա"[:0] + "Բ"):
+    for different in ("Aa", "CG", "IiJjLl", "Nn", "Pp", "Qq", "EF", "OQØ", "ЦЩ", "ГҐ", "Ξξ", "bdpq", "БВ", "ШЩ", "ԱԲԳ"):
         assert len({label[letter] for letter in different}) == len(different), different
     assert every.class_names[label["А"]] == "A" and every.class_names[label["г"]] == "Γ"
 
 
 def test_letters_composed_of_others_are_left_out(every):
-    assert not set("ÄéñÅŒﬁµΩªЙ"[:3] + "Å" + "ﬁ" + "µ" + "Й") & set("".join(every.table.letters.unique()))
+    assert not set("ÄéñÅﬁµªЙ") & set("".join(every.table.letters.unique()))
 
 
 def test_every_letter_is_whole_and_on_white(every):
@@ -83,30 +90,16 @@ def test_every_letter_is_whole_and_on_white(every):
     assert ink.min() > 20 and ink.max() < 500
 
 
-def rendered_elsewhere(folder, seed, *, shuffled="0") -> np.ndarray:
-    """The images as a new process draws them."""
-    code = (
-        "import sys; from gl_core import datasets; d = datasets.load('glyphs', sys.argv[1], seed=int(sys.argv[2])); "
-        "assert 'pandas' in sys.modules"
-    )
-    environment = os.environ | {"PYTHONHASHSEED": shuffled}
-    subprocess.run([sys.executable, "-c", code, str(folder), str(seed)], check=True, env=environment)
-    (path,) = folder.iterdir()
+def test_a_new_process_draws_the_same_pixels(tmp_path, every):
+    code = "import sys; from gl_core import datasets; datasets.load('glyphs', sys.argv[1])"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, env=os.environ | {"PYTHONHASHSEED": "1"})
+    (path,) = tmp_path.iterdir()
     with np.load(path) as file:
-        return file["images"]
+        assert np.array_equal(file["images"], every.images.images)
 
 
-def test_new_processes_draw_the_same_pixels(tmp_path, every):
-    here = every.images.images
-    assert np.array_equal(rendered_elsewhere(tmp_path / "a", 0, shuffled="1"), here)
-    assert np.array_equal(rendered_elsewhere(tmp_path / "b", 0, shuffled="2"), here)
-    other = rendered_elsewhere(tmp_path / "c", 1)
-    assert other.shape == here.shape and (other != here).any(axis=(1, 2)).mean() > 0.99
-
-
-def test_an_image_depends_on_nothing_but_itself():
+def test_an_image_depends_on_nothing_but_itself(letters):
     """Fewer letters, the same drawings: no image depends on the order of the others."""
-    letters = lettering.outlines()
     some = {letter: letters[letter] for letter in "Щж"}
 
     def drawn(chosen):
@@ -128,19 +121,16 @@ def test_raw_pixels_are_bad_enough(kept, form):
     assert 0.3 < recall <= 0.6
 
 
-def test_without_deformation_raw_pixels_would_do(every, monkeypatch):
+def test_without_deformation_raw_pixels_would_do(every, letters, monkeypatch):
     """So the difficulty is that of the deformations, and pixels are fit to see the letters."""
     for name in ("WAVE", "TURN", "SHEAR", "SCALE", "ASPECT", "MOVE", "PEN"):
         monkeypatch.setattr(lettering, name, 0.0)
     table = every.table[every.table.split == "test"]
-    letters = lettering.outlines()
-    drawn = lettering.draw(
-        [
-            lettering.deform(letters[next(c for c in row.letters if row.typeface in letters[c])][row.typeface], 32, np.random.default_rng(0))
-            for row in table.itertuples()
-        ],
-        32,
-    )
+    plain = []
+    for row in table.itertuples():
+        letter = next(letter for letter in row.letters if row.typeface in letters[letter])
+        plain.append(lettering.deform(letters[letter][row.typeface], 32, np.random.default_rng(0)))
+    drawn = lettering.draw(plain, 32)
     x = torch.from_numpy(255 - drawn.reshape(len(drawn), -1).astype(np.float32))
     assert retrieval_metrics(x, table.label.to_numpy())["R@1"] > 0.7
 
@@ -156,10 +146,10 @@ def test_sizes_and_wrong_options(tmp_path):
 
 
 @pytest.fixture
-def few(monkeypatch):
-    """Three letters, to draw many times."""
-    letters = {letter: paths for letter, paths in lettering.outlines().items() if letter in "AЖв"}
-    monkeypatch.setattr(lettering, "outlines", lambda: letters)
+def few(letters, monkeypatch):
+    """Three letters, to draw many times. Holds the size and seed of each time."""
+    some = {letter: paths for letter, paths in letters.items() if letter in "AЖв"}
+    monkeypatch.setattr(lettering, "outlines", lambda: some)
     drawn = []
     original = glyphs._drawn
     monkeypatch.setattr(glyphs, "_drawn", lambda *arguments: drawn.append(arguments) or original(*arguments))
@@ -171,7 +161,8 @@ def test_images_are_drawn_once(few, tmp_path):
     again = datasets.load("glyphs", tmp_path / "new" / "folder", "all")
     assert few == [(32, 0)] and np.array_equal(pixels(first), pixels(again)) and first.table.equals(again.table)
     assert datasets.load("glyphs", tmp_path / "new" / "folder", "all", size=48)[0][0].size == (48, 48)
-    datasets.load("glyphs", tmp_path / "new" / "folder", "all", seed=1)
+    other = datasets.load("glyphs", tmp_path / "new" / "folder", "all", seed=1)
+    assert (pixels(other) != pixels(first)).any(axis=(1, 2)).all()
     assert few == [(32, 0), (48, 0), (32, 1)]
     assert len(list((tmp_path / "new" / "folder").iterdir())) == 3
 
@@ -222,6 +213,15 @@ def test_where_nothing_can_be_written_letters_are_drawn_each_time(few, tmp_path,
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert len(datasets.load("glyphs", split="all")) == len(datasets.load("glyphs", split="all")) > 0
     assert len(few) == 2
+
+
+def test_nor_where_the_user_has_no_home(few, monkeypatch):
+    def homeless(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(glyphs.Path, "expanduser", homeless)
+    assert len(datasets.load("glyphs", split="all")) > 0
 
 
 def test_pickles(few, tmp_path):

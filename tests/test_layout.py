@@ -1,4 +1,4 @@
-"""The repository as a whole: requirements that agree, notebooks without outputs, nothing that ties it to one machine."""
+"""The repository as a whole: requirements that agree, notebooks without outputs, nothing that ties it to a machine."""
 
 import ast
 import json
@@ -13,7 +13,11 @@ from packaging.requirements import Requirement
 from stub_book import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-REQUIRED = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["book"], *PROJECT["optional-dependencies"]["test"]]
+REQUIRED = [
+    *PROJECT["dependencies"],
+    *PROJECT["optional-dependencies"]["book"],
+    *PROJECT["optional-dependencies"]["test"],
+]
 NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb"))
 HEADINGS = ["Objectives", "Key takeaways", "Exercises", "References"]
 PARAMETERS = {
@@ -25,7 +29,9 @@ PARAMETERS = {
 def tracked() -> list:
     """The files that git has, or would have with `git add --all`."""
     listed = subprocess.run(
-        ["git", "-C", ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard"], capture_output=True, check=True
+        ["git", "-C", ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        capture_output=True,
+        check=True,
     )
     paths = (ROOT / name for name in listed.stdout.decode().split("\0") if name)
     return [path for path in paths if path.is_file()]
@@ -71,13 +77,19 @@ def test_nothing_names_a_machine_or_a_package_index():
 
 
 def test_no_file_holds_two_ideas():
-    long = {path.name: count for path in (ROOT / "gl_core").rglob("*.py") if (count := len(path.read_text().splitlines())) > 400}
+    long = {
+        path.name: count
+        for path in (ROOT / "gl_core").rglob("*.py")
+        if (count := len(path.read_text().splitlines())) > 400
+    }
     assert long == {}
 
 
 def test_only_kept_data_is_in_git():
     names = {path.relative_to(ROOT).as_posix() for path in tracked()}
-    assert all(name == "data/README.md" or name.startswith("data/results/") for name in names if name.startswith("data/"))
+    assert all(
+        name == "data/README.md" or name.startswith("data/results/") for name in names if name.startswith("data/")
+    )
     assert not any(name.startswith(("_build/", ".venv/")) for name in names)
 
 
@@ -102,7 +114,11 @@ class TestChapter:
         notebook = json.loads(path.read_text(encoding="utf-8"))
         assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
         assert set(notebook["metadata"]) <= {"kernelspec", "language_info", "accelerator", "colab"}
-        assert notebook["metadata"]["kernelspec"] == {"display_name": "Python 3", "language": "python", "name": "python3"}
+        assert notebook["metadata"]["kernelspec"] == {
+            "display_name": "Python 3",
+            "language": "python",
+            "name": "python3",
+        }
         assert notebook["metadata"]["language_info"] == {"name": "python"}
         for cell in notebook["cells"]:
             assert set(cell["metadata"]) <= {"tags", "mystnb"}
@@ -120,11 +136,15 @@ class TestChapter:
         assert len(re.findall(r"^### Exercise \d", text, re.MULTILINE)) >= 3
         assert "**Budget**" in cells[0].source + cells[1].source
         for link in ("colab.research.google.com/github", "github.com"):
-            assert re.search(rf"https://{link}/[\w.-]+/[\w.-]+/blob/main/book/{path.name}\)", cells[0].source + cells[1].source)
+            assert re.search(
+                rf"https://{link}/[\w.-]+/[\w.-]+/blob/main/book/{path.name}\)", cells[0].source + cells[1].source
+            )
 
     def test_has_the_common_setup_and_one_cell_of_parameters(self, path):
         cells = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
-        setup, parameters = ([cell for cell in cells if tag in cell.metadata.get("tags", [])] for tag in ("setup", "parameters"))
+        setup, parameters = (
+            [cell for cell in cells if tag in cell.metadata.get("tags", [])] for tag in ("setup", "parameters")
+        )
         assert len(setup) == len(parameters) == 1
         first = next(cell for cell in nbformat.read(NOTEBOOKS[0], 4).cells if "setup" in cell.metadata.get("tags", []))
         assert setup[0].source == first.source and cells[0] == setup[0] and cells[1] == parameters[0]

@@ -5,6 +5,7 @@ import statistics
 import pytest
 
 from gl_core import pages, runs
+from gl_core.config import Config
 
 
 def record(seed=0, r1=0.5, **changes):
@@ -119,7 +120,7 @@ def test_the_banner_of_recorded_runs(kept):
     text = pages.banner(pages.recorded(dataset="omniglot", root=kept)).data
     for fact in ("**Recorded result**", "4 runs", "group_loss, cross_entropy", "seeds 0, 1, 2, 5", "2026-03-01 to 2026-03-06"):
         assert fact in text
-    assert "3 min in all on a CPU" in text
+    assert "3 min on a CPU" in text
     assert all(run_id in text for run_id in ("run-0", "run-1", "run-2", "ce"))
 
 
@@ -142,3 +143,10 @@ def test_durations(seconds, words):
 
 def test_a_run_outside_git_and_without_commit():
     assert "commit `unknown`" in pages.banner(record(commit=None)).data
+
+
+def test_a_configuration_stands_for_what_a_page_computes_without_a_record():
+    config = Config.resolve(dataset="omniglot", method="cross_entropy", seed=4, device="cpu")
+    text = pages.banner(config).data
+    assert text.startswith("> **Live result**") and "omniglot; cross_entropy · seed 4" in text
+    assert "run `" not in text and "runs" not in text and "0 s" not in text

@@ -53,6 +53,17 @@ def test_others_are_placed_among_their_like_and_move_nothing(groups):
     assert (labels[::2][nearest] == labels[1::2]).all()
 
 
+def test_a_random_start_arranges_the_bundles_anew_for_each_seed(groups):
+    features, labels = groups
+
+    def turn(start: str, seed: int) -> float:
+        points = umap_projection(features, num_neighbours=10, start=start, seed=seed)
+        centres = np.stack([points[labels == label].mean(axis=0) for label in range(3)])
+        return float(np.sign(np.cross(centres[1] - centres[0], centres[2] - centres[0])))
+
+    assert {turn("random", seed) for seed in range(6)} == {-1.0, 1.0}
+
+
 def test_umap_is_quiet(groups, capfd, recwarn):
     umap_projection(groups[0], num_neighbours=10)
     assert capfd.readouterr() == ("", "")
@@ -71,6 +82,7 @@ def test_umap_of_collapsed_or_few_features_is_finite(features):
         ({"num_neighbours": 1}, "num_neighbours"),
         ({"min_distance": 2.0}, r"min_distance=2.0: must lie in \[0, 1\]"),
         ({"metric": "manhattan"}, "metric"),
+        ({"start": "somewhere"}, "start"),
         ({"seed": -1}, "seed"),
     ],
 )

@@ -1,7 +1,7 @@
 """Image sets for retrieval, by name: one file a data set, each returns the same table.
 
-To add one, write a module here whose `load(root, **options)` returns the `RetrievalDataset` of all its splits, and name it in
-`_NAMES`.
+To add one, write a module here whose `load(root, **options)` returns the `RetrievalDataset` of all its splits, and name
+it in `_NAMES`.
 """
 
 import inspect
@@ -22,15 +22,13 @@ def names() -> list[str]:
     return list(_NAMES)
 
 
-def load(
-    name: str, root: str | os.PathLike | None = None, split: str = "train", **options: Any
-) -> RetrievalDataset:
+def load(name: str, root: str | os.PathLike | None = None, split: str = "train", **options: Any) -> RetrievalDataset:
     """The images of a data set's split.
 
     Args:
         name: one of `names()`.
-        root: folder or archive that holds the data set; what is expected there says the docstring of its module. None suits
-            glyphs, which are drawn, and omniglot, which is downloaded.
+        root: folder or archive that holds the data set; what is expected there says the docstring of its module. None
+            suits glyphs, which are drawn, and omniglot, which is downloaded.
         split: "train", "test" (queries and gallery), or "all".
         options: those of the data set, such as `size` of glyphs or `train_classes` of a folder.
 

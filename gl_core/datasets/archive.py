@@ -1,7 +1,7 @@
 """Images in a folder, a tar or a zip, read in place: nothing is ever unpacked onto the disk.
 
-Names are paths inside the folder or archive, with "/" between their parts. Hidden files, what macOS adds to archives, links
-and members with names that lead out of the archive are passed over.
+Names are paths inside the folder or archive, with "/" between their parts. Hidden files, what macOS adds to archives,
+links and members with names that lead out of the archive are passed over.
 """
 
 import io
@@ -10,6 +10,7 @@ import stat
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Callable
 from functools import lru_cache
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
@@ -67,7 +68,7 @@ class _Folder(ImageFiles):
 
 
 class _Tar(ImageFiles):
-    """A plain tar is read at the offsets of its members; one that is compressed as a whole has none, and is held in memory."""
+    """A plain tar is read at the offsets of its members. One that is compressed has none, and is held in memory."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
@@ -80,7 +81,7 @@ class _Tar(ImageFiles):
                 self._index(tar, lambda member: tar.extractfile(member).read())
         self.names = sorted(self._members)
 
-    def _index(self, tar: tarfile.TarFile, content) -> None:
+    def _index(self, tar: tarfile.TarFile, content: Callable[[tarfile.TarInfo], tuple[int, int] | bytes]) -> None:
         for member in tar:
             name = _inside(member.name)
             if name is not None and member.isreg() and not member.issparse():
@@ -113,7 +114,7 @@ class _Zip(ImageFiles):
 
 @lru_cache(maxsize=4)
 def _opened(root: Path, process: int) -> zipfile.ZipFile:
-    """An open zip, which threads may share; a forked process opens its own, as the position in a file is common to both."""
+    """An open zip, which threads may share. A forked process opens its own: they would share the place in the file."""
     return zipfile.ZipFile(root)
 
 

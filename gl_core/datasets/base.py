@@ -36,15 +36,16 @@ class ImageSource(Protocol):
 class RetrievalDataset(Dataset):
     """Images, their classes, and their parts in retrieval.
 
-    `d[i]` is the i-th image (PIL, mode RGB) and its label. Labels number the classes of all splits, training classes first:
-    those of the training split are 0..C-1, ready for a classifier, and no label of the test split equals one of them.
+    `d[i]` is the i-th image (PIL, mode RGB) and its label. Labels number the classes of all splits, training classes
+    first: those of the training split are 0..C-1, ready for a classifier, and no label of the test split is among them.
 
     Attributes:
         name: the data set's name.
         labels: int64 (n,).
         class_names: the name of each label, of all splits.
-        table: a pandas table, one row an image, with the columns `path`, `label`, `split` ("train" or "test"), `is_query` and
-            `is_gallery` (booleans; both False for images that are only trained on), `class_name`, and what else is known.
+        table: a pandas table, one row an image, with the columns `path`, `label`, `split` ("train" or "test"),
+            `is_query` and `is_gallery` (booleans; both False for images that are only trained on), `class_name`, and
+            what else is known.
         images: where the images come from.
 
     `d[i]` raises ValueError, naming the file, for an image that cannot be read.
@@ -65,7 +66,7 @@ class RetrievalDataset(Dataset):
         path = self._paths[index]
         try:
             image = self.images.open(path)
-        # Decoders of damaged files raise whatever their parser stumbles over.
+        # A decoder raises whatever it stumbles over in a damaged file.
         except Exception as error:
             raise ValueError(f"{self.images.where(path)}: the image cannot be read ({error})") from error
         return image, int(self.labels[index])
@@ -99,11 +100,12 @@ class RetrievalDataset(Dataset):
     def hold_out(self, fraction: float, seed: int = 0) -> tuple["RetrievalDataset", "RetrievalDataset"]:
         """Part the training *classes* for model selection: (those to fit, those held out).
 
-        About `fraction` of the classes, drawn by `seed`, are held out, and at least two on either side. Both parts have new
-        labels: 0..C-1 to fit, those held out count on from C, so that the rule of all labels holds; the test classes
-        keep theirs. Images that are held out become queries and gallery.
+        About `fraction` of the classes, drawn by `seed`, are held out, and at least two are on either side. Both parts
+        have new labels: 0..C-1 to fit, then those held out, so that the rule of all labels holds; the test classes keep
+        theirs. Images that are held out become queries and gallery.
 
-        Raises ValueError if there are fewer than four classes, any that are not for training, or `fraction` is not in (0, 1).
+        Raises ValueError if there are fewer than four classes or any that are not for training, or if `fraction` is not
+        in (0, 1).
         """
         _checks.count("seed", seed, least=0)
         if not 0 < fraction < 1:

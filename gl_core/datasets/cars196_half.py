@@ -1,12 +1,12 @@
 """cars196_half: Cars196-half (128 px crops), photographs of cars.
 
 The 8,144 images of the classification train split of Stanford Cars (Krause et al., "3D Object Representations for
-Fine-Grained Categorization", 2013), cropped to the car's box and resized to 128 x 128 pixels: about half of Cars196, so that
-no figure from it may be called a Cars196 result. Classes 001-098 are trained on, 099-196 are the test, as the full benchmark
-splits them.
+Fine-Grained Categorization", 2013), cropped to the car's box and resized to 128 x 128 pixels: about half of Cars196, so
+that no figure from it may be called a Cars196 result. Classes 001-098 are trained on, 099-196 are the test, as the full
+benchmark splits them.
 
-For non-commercial research only, and not public: `root` is the tar `cars196-crops-128.tar`, the folder that holds it, or its
-content `images/<class>/<image>.webp`.
+For non-commercial research only, and not public: `root` is the tar `cars196-crops-128.tar`, the folder that holds it,
+or its content `images/<class>/<image>.webp`.
 """
 
 import os
@@ -31,12 +31,14 @@ def load(root: str | os.PathLike | None = None) -> RetrievalDataset:
     """
     root = existing(root, EXPECTED)
     files = open_files(root / TAR if (root / TAR).is_file() else root)
-    classes = images_by_class(files)
+    classes = images_by_class(files, EXPECTED)
     found = set(classes.values())
     if found != set(CLASSES) or len(classes) != IMAGES:
         raise ValueError(
             f"root={files.root}: holds {len(classes)} images of {len(found)} classes: must be {EXPECTED}, "
             f"{IMAGES} images of {len(CLASSES)} classes"
         )
-    table, class_names = tabulate(list(classes), list(classes.values()), CLASSES[:TRAIN_CLASSES], CLASSES[TRAIN_CLASSES:])
+    table, class_names = tabulate(
+        list(classes), list(classes.values()), CLASSES[:TRAIN_CLASSES], CLASSES[TRAIN_CLASSES:]
+    )
     return RetrievalDataset("cars196_half", table, class_names, files)

@@ -36,8 +36,8 @@ def written_aside(path: Path) -> Iterator[BinaryIO]:
 def fetch(url: str, path: Path, sha256: str) -> None:
     """Download a file, with a progress bar.
 
-    Raises ConnectionError if it cannot be had, or not to its end, and ValueError if it is not the file of that checksum. Both
-    say what to do; neither leaves anything behind.
+    Raises ConnectionError if it cannot be had, or not to its end, and ValueError if it is not the file of that
+    checksum. Both say what to do; neither leaves anything behind.
     """
     from tqdm import tqdm
 
@@ -55,7 +55,9 @@ def fetch(url: str, path: Path, sha256: str) -> None:
         except (OSError, http.client.HTTPException) as error:
             raise ConnectionError(f"{url}: could not be downloaded ({error}); {instead}") from error
         if file.tell() < size:
-            raise ConnectionError(f"{url}: the connection ended after {file.tell()} of {size} bytes; try again, or {instead}")
+            raise ConnectionError(
+                f"{url}: the connection ended after {file.tell()} of {size} bytes; try again, or {instead}"
+            )
         if digest.hexdigest() != sha256:
             raise ValueError(
                 f"{url}: has sha256 {digest.hexdigest()}, but {sha256} is expected: not the published file; {instead}"

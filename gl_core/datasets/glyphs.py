@@ -1,13 +1,14 @@
-"""glyphs: letters in the typefaces that matplotlib brings along. No download; train on Latin, test on scripts never seen.
+"""glyphs: letters in the typefaces that matplotlib brings along, without a download; the test is on other scripts.
 
-A class is a letter, or several that look alike (A of Latin, Greek and Cyrillic; V and v); whatever looks like a Latin letter
-is trained on. Test classes are the other letters of Greek, Cyrillic, Armenian and Georgian. Each letter is drawn once in each
-typeface that has it, 12 to 16 times, with a small random deformation of its own: black on white, `size` pixels a side.
+A class is a letter, or several that look alike (A of Latin, Greek and Cyrillic; V and v); whatever looks like a Latin
+letter is trained on. Test classes are the other letters of Greek, Cyrillic, Armenian and Georgian. Each letter is drawn
+once in each typeface that has it, 12 to 16 times, with a small random deformation of its own: black on white, `size`
+pixels a side.
 
 Beside the usual columns the table says `typeface`, `script` and `letters`, all that share the class.
 
-The images are drawn once, in seconds, and kept in a file of a few megabytes: in `root` if that is given (a folder, made if
-need be), otherwise in the user's cache. Where nothing can be written they are drawn each time.
+The images are drawn once, in seconds, and kept in a file of a few megabytes: in `root` if that is given (a folder, made
+if need be), otherwise in the user's cache. Where nothing can be written they are drawn each time.
 """
 
 import contextlib
@@ -48,9 +49,11 @@ def load(root: str | os.PathLike | None = None, *, size: int = 32, seed: int = 0
     """
     _checks.count("size", size, least=SMALLEST)
     _checks.count("seed", seed, least=0)
-    folder = _cache() if root is None else Path(root).expanduser()
-    if folder.exists() and not folder.is_dir():
+    if root is not None and Path(root).is_file():
         raise ValueError(f"root={root}: must be a folder, in which the images are kept")
+    folder = _cache() if root is None else Path(root).expanduser()
+    if folder is None:
+        return _dataset(**_drawn(size, seed))
     path = folder / f"glyphs-{size}px-seed{seed}-{_key()}.npz"
     found = _read(path, size)
     if found is None:
@@ -80,7 +83,9 @@ def _dataset(images: np.ndarray, groups: np.ndarray, typefaces: np.ndarray) -> R
     groups, typefaces = groups.tolist(), typefaces.tolist()
     classes = list(dict.fromkeys(groups))
     scripts = {group: lettering.script(group[0]) for group in classes}
-    paths = [f"{scripts[group]}/{ord(group[0]):04X}/{typeface}" for group, typeface in zip(groups, typefaces, strict=True)]
+    paths = [
+        f"{scripts[group]}/{ord(group[0]):04X}/{typeface}" for group, typeface in zip(groups, typefaces, strict=True)
+    ]
     table, class_names = tabulate(
         paths,
         [group[0] for group in groups],
@@ -94,6 +99,8 @@ def _dataset(images: np.ndarray, groups: np.ndarray, typefaces: np.ndarray) -> R
 
 
 class _Drawings:
+    """Images in memory, found by their path."""
+
     def __init__(self, paths: list[str], images: np.ndarray) -> None:
         self.images = images
         self.position = {path: position for position, path in enumerate(paths)}
@@ -107,13 +114,13 @@ class _Drawings:
         return f"glyphs: {path}"
 
 
-def _cache() -> Path:
-    """The folder where this user's programs keep what they can make again."""
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA")
-    else:
-        base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path("~/.cache").expanduser()) / "gl_core"
+def _cache() -> Path | None:
+    """The folder where this user's programs keep what they can make again; None for a user without a home."""
+    base = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME")
+    try:
+        return (Path(base) if base else Path("~/.cache").expanduser()) / "gl_core"
+    except RuntimeError:
+        return None
 
 
 def _key() -> str:
@@ -125,8 +132,9 @@ def _key() -> str:
 def _read(path: Path, size: int) -> dict[str, np.ndarray] | None:
     """What `_write` wrote; None if there is nothing or it is damaged."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            found = {name: file[name] for name in ("images", "groups", "typefaces")}
+        # Opened here, because numpy leaves a damaged file open.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in ("images", "groups", "typefaces")}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
     images = found["images"]

@@ -11,9 +11,9 @@ import matplotlib
 import numpy as np
 from jaxtyping import Float, UInt8
 from matplotlib.backends.backend_agg import RendererAgg
-from matplotlib.font_manager import FontProperties, get_font
+from matplotlib.font_manager import get_font
+from matplotlib.ft2font import FT2Font
 from matplotlib.path import Path as Outline
-from matplotlib.textpath import TextPath
 from matplotlib.transforms import IdentityTransform
 
 __all__ = ["TYPEFACES", "alike", "deform", "draw", "outlines", "script"]
@@ -30,8 +30,8 @@ FEWEST_TYPEFACES = 12
 
 # Letters are compared stretched to squares of so few pixels that neither proportions nor the weight of strokes count.
 COMPARED_SIZE = 12
-# Distances (1 - cosine, mean over typefaces) of letters that are one class. Letters of the same drawing lie below 0.03. A
-# letter and its capital may differ more in weight: pairs of one shape such as Vv lie below 0.1, others such as Pp above.
+# Distances (1 - cosine, mean over typefaces) of letters that are one class. Letters of the same drawing lie below 0.03.
+# A letter and its capital may differ more in weight: pairs of one shape like Vv lie below 0.1, others like Pp do not.
 SAME = 0.03
 SAME_IN_OTHER_CASE = 0.1
 # A typeface that draws two letters differently, as italics do, has its say but no veto.
@@ -52,22 +52,19 @@ def script(letter: str) -> str:
     return unicodedata.name(letter).split()[0].capitalize()
 
 
-def _file(typeface: str) -> Path:
-    return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{typeface}.ttf"
-
-
 def outlines() -> dict[str, dict[str, Outline]]:
     """The letters that enough of the typefaces have, each with its outline by typeface: centre at 0, longer side 1.
 
-    Letters that Unicode composes of others (with accents, ligatures, superscripts) are left out: they differ from their base
-    in a few pixels.
+    Letters that Unicode composes of others (with accents, ligatures, superscripts) are left out: they differ from their
+    base in a few pixels.
     """
+    fonts = {typeface: _font(typeface) for typeface in TYPEFACES}
     typefaces: dict[str, list[str]] = {}
-    for typeface in TYPEFACES:
-        for code in get_font(_file(typeface)).get_charmap():
+    for typeface, font in fonts.items():
+        for code in font.get_charmap():
             typefaces.setdefault(chr(code), []).append(typeface)
     return {
-        letter: {typeface: _outline(letter, typeface) for typeface in typefaces[letter]}
+        letter: {typeface: _outline(letter, fonts[typeface]) for typeface in typefaces[letter]}
         for letter in sorted(typefaces)
         if len(typefaces[letter]) >= FEWEST_TYPEFACES
         and unicodedata.category(letter) in ("Lu", "Ll", "Lo")
@@ -75,12 +72,16 @@ def outlines() -> dict[str, dict[str, Outline]]:
     }
 
 
-def _file(typeface: str) -> str:
-    return str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{typeface}.ttf")
+def _font(typeface: str) -> FT2Font:
+    font = get_font(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{typeface}.ttf"))
+    # Outlines are fitted to whole pixels: in letters so large, that changes nothing to be seen.
+    font.set_size(1000, 72)
+    return font
 
 
-def _outline(letter: str, typeface: str) -> Outline:
-    path = TextPath((0, 0), letter, size=100, prop=FontProperties(fname=_file(typeface)))
+def _outline(letter: str, font: FT2Font) -> Outline:
+    font.load_char(ord(letter))
+    path = Outline(*font.get_path())
     low, high = _box(path)
     return Outline((path.vertices - (low + high) / 2) / (high - low).max(), path.codes)
 
@@ -116,7 +117,9 @@ def alike(letters: dict[str, dict[str, Outline]]) -> list[str]:
             break
         group = least
     groups = ["".join(np.array(names)[group == number]) for number in np.unique(group)]
-    return sorted(("".join(sorted(group, key=_latin_first)) for group in groups), key=lambda group: _latin_first(group[0]))
+    return sorted(
+        ("".join(sorted(group, key=_latin_first)) for group in groups), key=lambda group: _latin_first(group[0])
+    )
 
 
 def _latin_first(letter: str) -> tuple[bool, str]:
@@ -124,7 +127,7 @@ def _latin_first(letter: str) -> tuple[bool, str]:
 
 
 def _stretched(path: Outline) -> Outline:
-    """The outline as it fills a square of `COMPARED_SIZE`; those more than 2.5 times as high as wide keep their shape."""
+    """The outline as it fills a square of `COMPARED_SIZE`; a mere stroke, 2.5 times as long as wide, stays one."""
     low, high = _box(path)
     width, height = high - low
     scale = 1 / (high - low)
@@ -140,7 +143,8 @@ def draw(outlines: Iterable[tuple[Outline, float]], size: int) -> UInt8[np.ndarr
     """
     outlines = list(outlines)
     drawings = np.empty((len(outlines), size, size), np.uint8)
-    columns = 64
+    # Making a sheet takes longer than drawing on it, and none may be wider than 2^16 pixels.
+    columns = max(1, min(64, 2**15 // size))
     for start in range(0, len(outlines), columns):
         sheet = RendererAgg(columns * size, size, 72)
         pen = sheet.new_gc()
@@ -159,8 +163,8 @@ def draw(outlines: Iterable[tuple[Outline, float]], size: int) -> UInt8[np.ndarr
 def deform(path: Outline, size: int, random: np.random.Generator) -> tuple[Outline, float]:
     """A random variation of a letter somewhere in an image of `size` pixels, as `draw` takes it.
 
-    Bent by waves about as long as the letter, turned, sheared, scaled, drawn with a wider pen, moved. Moves do most against
-    a comparison of pixels and least to the letter.
+    Bent by waves about as long as the letter, turned, sheared, scaled, drawn with a wider pen, moved. Moves do most
+    against a comparison of pixels and least to the letter.
     """
     vertices = path.vertices
     # Two waves along each axis, of any direction and phase.
@@ -176,4 +180,5 @@ def deform(path: Outline, size: int, random: np.random.Generator) -> tuple[Outli
     shrink = min(1.0, (size - 1) / (high - low).max())
     room = (size - 1 - shrink * (high - low)) / 2
     centre = size / 2 + np.clip((across * size, up * size), -room, room)
-    return Outline((moved.vertices - (low + high) / 2) * shrink + centre, path.codes), random.uniform(0, PEN) * size / 32
+    placed = Outline((moved.vertices - (low + high) / 2) * shrink + centre, path.codes)
+    return placed, random.uniform(0, PEN) * size / 32

@@ -1,8 +1,8 @@
 """omniglot: handwritten characters, each by 20 people (Lake et al., "Human-level concept learning", Science, 2015).
 
-The two small background sets, black ink on white, 105 x 105 pixels, MIT licence. Trained on are the five alphabets of the
-first (136 characters), the test is the three alphabets of the second that the first does not hold (106 characters, 2,120
-images). A class is a character, named `alphabet/character`.
+The two small background sets, black ink on white, 105 x 105 pixels, MIT licence. Trained on are the five alphabets of
+the first (136 characters), the test is the three alphabets of the second that the first does not hold (106 characters,
+2,120 images). A class is a character, named `alphabet/character`.
 
 `root` is a folder with the two zips as published, or with what is in them. Without it they are downloaded into
 `data/omniglot` of the book, 3 MB in all.
@@ -35,27 +35,38 @@ DRAWERS = 20
 def load(root: str | os.PathLike | None = None) -> RetrievalDataset:
     """The images of both splits.
 
-    Raises FileNotFoundError if `root` or a part is missing, ValueError if a part is not as published, ConnectionError if it
-    cannot be downloaded.
+    Raises FileNotFoundError if `root` or a part is missing, ValueError if a part is not as published, ConnectionError
+    if it cannot be downloaded.
     """
     folder = _downloaded() if root is None else existing(root, EXPECTED)
-    parts = {part: _opened(folder, part) for part in (TRAIN, TEST)}
-    images = _Images(parts)
-    characters = {path: "/".join(path.split("/")[1:3]) for path in images.files}
-    seen = {name.split("/")[0] for path, name in characters.items() if path.startswith(TRAIN)}
-    # The second part repeats alphabets of the first.
-    is_test = {path: path.startswith(TEST) for path in characters}
-    characters = {path: name for path, name in characters.items() if not is_test[path] or name.split("/")[0] not in seen}
-    train = sorted({name for path, name in characters.items() if not is_test[path]})
-    test = sorted({name for path, name in characters.items() if is_test[path]})
-    if (len(train), len(test), len(characters)) != (*CHARACTERS, DRAWERS * sum(CHARACTERS)):
+    images = _Images({part: _opened(folder, part) for part in (TRAIN, TEST)})
+    train = {path: _character(path) for path in images.files if path.startswith(TRAIN)}
+    known = set(map(_alphabet, train.values()))
+    test = {path: _character(path) for path in images.files if path.startswith(TEST)}
+    # The second part repeats some alphabets of the first.
+    test = {path: character for path, character in test.items() if _alphabet(character) not in known}
+    characters = train | test
+    train_classes, test_classes = sorted(set(train.values())), sorted(set(test.values()))
+    found = (len(train_classes), len(test_classes))
+    if found != CHARACTERS or len(characters) != DRAWERS * sum(CHARACTERS):
         raise ValueError(
-            f"root={folder}: holds {len(characters)} images of {len(train)} and {len(test)} characters: must be {EXPECTED}, "
-            f"{DRAWERS} images of each of {CHARACTERS[0]} and {CHARACTERS[1]} characters"
+            f"root={folder}: holds {len(characters)} images of {found[0]} and {found[1]} characters: must be "
+            f"{EXPECTED}, {DRAWERS} images of each of {CHARACTERS[0]} and {CHARACTERS[1]} characters"
         )
-    alphabets = [name.split("/")[0] for name in characters.values()]
-    table, class_names = tabulate(list(characters), list(characters.values()), train, test, alphabet=alphabets)
+    alphabets = [_alphabet(character) for character in characters.values()]
+    table, class_names = tabulate(
+        list(characters), list(characters.values()), train_classes, test_classes, alphabet=alphabets
+    )
     return RetrievalDataset("omniglot", table, class_names, images)
+
+
+def _character(path: str) -> str:
+    """`alphabet/character` of `part/alphabet/character/image`."""
+    return "/".join(path.split("/")[1:3])
+
+
+def _alphabet(character: str) -> str:
+    return character.split("/")[0]
 
 
 class _Images:
@@ -64,7 +75,9 @@ class _Images:
     def __init__(self, parts: dict[str, ImageFiles]) -> None:
         # In a zip the names begin with the part, in its folder they do not.
         self.files = {
-            f"{part}/{name.removeprefix(part + '/')}": (files, name) for part, files in parts.items() for name in files.names
+            f"{part}/{name.removeprefix(part + '/')}": (files, name)
+            for part, files in parts.items()
+            for name in files.names
         }
 
     def open(self, path: str) -> "Image.Image":

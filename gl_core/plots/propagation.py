@@ -12,9 +12,14 @@ from gl_core.plots.style import COLOURS, WRONG, as_array, heatmap, panels, same_
 
 
 def similarity_heatmap(
-    similarity: Float[np.ndarray, "n n"], labels: Sequence | None = None, *, ax: Axes | None = None, title: str | None = None
+    similarity: Float[np.ndarray, "n n"],
+    labels: Sequence | None = None,
+    *,
+    ax: Axes | None = None,
+    title: str | None = None,
+    colorbar_label: str = "$W_{ij}$",
 ) -> Figure:
-    """A similarity matrix in [0, 1], with lines between the classes where `labels` are given in order of class."""
+    """A table of pairs of images, of values in [0, 1], with lines between the classes where `labels` stand in order of class."""
     W = as_array(similarity)
     if W.ndim != 2 or W.shape[0] != W.shape[1]:
         raise ValueError(f"similarity has shape {W.shape}: must be square")
@@ -29,7 +34,7 @@ def similarity_heatmap(
         for edge in np.flatnonzero(np.diff(np.unique(as_array(labels), return_inverse=True)[1])) + 0.5:
             ax.axhline(edge, color=WRONG, linewidth=0.7)
             ax.axvline(edge, color=WRONG, linewidth=0.7)
-    ax.figure.colorbar(picture, ax=ax, label="$W_{ij}$", shrink=0.85)
+    ax.figure.colorbar(picture, ax=ax, label=colorbar_label, shrink=0.85)
     return ax.figure
 
 
@@ -121,4 +126,4 @@ def path_on_simplex(
 
 
 def _integer_ticks(axis: Any, n: int) -> None:
-    axis.set_ticks(range(0, n, max(1, -(-n // 12))))
+    axis.set_ticks(range(0, n, max(1, -(-n // 6))))

@@ -23,6 +23,7 @@ def learning_curves(
     part: str = "history",
     x: str = "epoch",
     reference: Mapping[str, float] | None = None,
+    marker: str | None = "o",
     ax: Axes | None = None,
     title: str | None = None,
 ) -> Figure:
@@ -35,6 +36,7 @@ def learning_curves(
         part: "history" or "selection", the column of a table that holds the histories.
         x: what runs to the right.
         reference: values for level lines, by name.
+        marker: of each value of the mean; None for a plain line.
     """
     import pandas as pd
 
@@ -49,7 +51,7 @@ def learning_curves(
         drawn = True
         points = points.sort_index(axis=1)
         mean, spread = points.mean(), points.std(ddof=1)
-        ax.plot(mean.index, mean, color=colour, marker="o", markersize=3.5, label=name)
+        ax.plot(mean.index, mean, color=colour, marker=marker, markersize=3.5, label=name)
         if len(points) > 1:
             ax.fill_between(mean.index, mean - spread, mean + spread, color=colour, alpha=0.18, linewidth=0)
             ax.plot(mean.index, points.to_numpy().T, color=colour, alpha=0.35, linewidth=0.7)

@@ -255,8 +255,9 @@ def _make_pages(root: Path, pages: Path, html: Path) -> None:
 def _mirror(source: Path, target: Path) -> None:
     """Make `target` hold the files of `source`, apart from the notebooks, which are written as they are executed."""
     wanted = {path.relative_to(source) for path in _files(source)}
-    for path in _files(target):
-        if path.relative_to(target) not in wanted:
+    # Hidden files too: a build that was killed leaves the notebook it was at.
+    for path in target.rglob("*"):
+        if path.is_file() and path.relative_to(target) not in wanted:
             path.unlink()
     for name in sorted(wanted):
         old, new = target / name, source / name

@@ -26,6 +26,8 @@ def linear_probe(
     _checks.matrix("features", features)
     _checks.labels("labels", labels, length=len(features))
     _checks.count("max_iter", max_iter, least=1)
+    if int(labels.min()) < 0:
+        raise ValueError(f"labels holds {int(labels.min())}: must be 0 or more")
     if not weight_decay >= 0:
         raise ValueError(f"weight_decay={weight_decay}: must be 0 or more")
     features = features.detach()

@@ -161,6 +161,7 @@ def test_only_what_has_changed_is_built_again(book):
     assert second == first and "training: unchanged" in log and "making pages" not in log
 
     (book / "book" / "intro.md").write_text("# Introduction\n\nAnother text.\n")
+    (book / "_build" / "book" / ".123-training.ipynb").write_text("left by a build that was killed")
     log, third = build()
     assert "training: unchanged" in log and "making pages" in log
     assert "Another text" in (book / "_build" / "html" / "intro.html").read_text()

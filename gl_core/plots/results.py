@@ -60,7 +60,7 @@ def learning_curves(
     for style, (name, value) in zip(("--", ":", "-.") * len(reference or ()), (reference or {}).items(), strict=False):
         ax.axhline(scale * value, color=QUIET, linestyle=style, linewidth=1.2, label=name)
     ax.set(xlabel=x, ylabel=f"{y} (%)" if scale == 100 else y)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if any(name for name in curves) or reference:
         ax.legend()
     if title:

@@ -1,6 +1,7 @@
 """Fixtures that several test files share."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ from hypothesis import settings
 
 # As `glbook` does it: threads that wait without spinning.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Programs started in the background ignore Ctrl-C, and so would the commands that the tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # A shared machine is slow at times, and a test that fails must fail again.
 settings.register_profile("book", deadline=None, derandomize=True, database=None)
 settings.load_profile("book")
@@ -19,7 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 def shared() -> Path:
     """The folder `../shared` with reference arrays and images that are not part of the repository.
 
-    A reader's machine does not have it, so the tests that need it skip there; on the project's own CI its absence would hide a gap.
+    A reader's machine does not have it, so the tests that need it skip there; on the project's own CI its absence would hide
+    a gap.
     """
     folder = ROOT.parent / "shared"
     if not folder.is_dir():

@@ -59,7 +59,7 @@ def test_a_random_start_arranges_the_bundles_anew_for_each_seed(groups):
     def turn(start: str, seed: int) -> float:
         points = umap_projection(features, num_neighbours=10, start=start, seed=seed)
         centres = np.stack([points[labels == label].mean(axis=0) for label in range(3)])
-        return float(np.sign(np.cross(centres[1] - centres[0], centres[2] - centres[0])))
+        return float(np.sign(np.linalg.det(centres[1:] - centres[0])))
 
     assert {turn("random", seed) for seed in range(6)} == {-1.0, 1.0}
 

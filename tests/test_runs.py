@@ -4,6 +4,7 @@ import json
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -121,4 +122,4 @@ def test_the_tracked_records_are_readable_and_real():
     for row in table.to_dict("records"):
         assert row["purpose"] in runs.PURPOSES
         assert row["commit"] and not row["commit"].endswith("-dirty"), f"{row['path']} was made from uncommitted code"
-        assert json.loads(open(row["path"]).read())["config"]["profile"] in ("quick", "full")
+        assert json.loads(Path(row["path"]).read_text())["config"]["profile"] in ("quick", "full")

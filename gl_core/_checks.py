@@ -51,14 +51,18 @@ def _first_not_finite(name: str, tensor: Tensor) -> str:
 def labels(name: str, tensor: Tensor, length: int | None = None, num_classes: int | None = None) -> None:
     """`tensor` is a vector of integers, `length` of them, in 0..num_classes-1 where that is given."""
     if tensor.ndim != 1 or tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
-        raise ValueError(f"{name} has shape {tuple(tensor.shape)} and dtype {tensor.dtype}: must be a vector of integers")
+        raise ValueError(
+            f"{name} has shape {tuple(tensor.shape)} and dtype {tensor.dtype}: must be a vector of integers"
+        )
     if length is not None and len(tensor) != length:
         raise ValueError(f"{name} has {len(tensor)} entries: must have {length}, one an image")
     if num_classes is not None and len(tensor) and not _skip_values():
         inside = (tensor >= 0) & (tensor < num_classes)
         _values(
             inside.all(),
-            lambda: f"{name} holds {tensor[~inside][0].item()}: must lie in 0..{num_classes - 1} ({num_classes} classes)",
+            lambda: (
+                f"{name} holds {tensor[~inside][0].item()}: must lie in 0..{num_classes - 1} ({num_classes} classes)"
+            ),
         )
 
 

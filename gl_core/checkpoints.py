@@ -15,7 +15,9 @@ def save(checkpoint: Path | None, state: dict[str, Any], history: list[dict[str,
     if checkpoint is None:
         return
     content = io.BytesIO()
-    torch.save({name: part.state_dict() for name, part in state.items() if part is not None} | {"history": history}, content)
+    torch.save(
+        {name: part.state_dict() for name, part in state.items() if part is not None} | {"history": history}, content
+    )
     runs.write_atomically(checkpoint, content.getvalue())
 
 
@@ -28,5 +30,3 @@ def load(checkpoint: Path | None, state: dict[str, Any]) -> list[dict[str, float
         if part is not None:
             part.load_state_dict(saved[name])
     return saved["history"]
-
-

@@ -57,7 +57,9 @@ class ImageStore:
         self._held = None
         if len(dataset) * 3 * size * size <= memory:
             held = torch.empty(len(dataset), 3, size, size, dtype=torch.uint8)
-            for start, batch in self._decode(np.array_split(np.arange(len(dataset)), max(1, len(dataset) // 64)), progress):
+            for start, batch in self._decode(
+                np.array_split(np.arange(len(dataset)), max(1, len(dataset) // 64)), progress
+            ):
                 held[start : start + len(batch)] = batch
             self._held = held
 
@@ -94,7 +96,9 @@ class ImageStore:
         position = 0
         with (
             ThreadPoolExecutor() as threads,
-            tqdm(total=sum(map(len, indices)), desc="reading images", unit=" images", disable=not progress, leave=False) as bar,
+            tqdm(
+                total=sum(map(len, indices)), desc="reading images", unit=" images", disable=not progress, leave=False
+            ) as bar,
         ):
             waiting = [threads.submit(one, i) for i in indices[0]] if len(indices) else []
             for batch, following in zip(indices, [*indices[1:], []], strict=True):

@@ -69,7 +69,9 @@ def group_loss(
     ).mean()
 
 
-def _group_losses(features, logits, labels, *, num_anchors, num_iterations, temperature, similarity) -> Float[Tensor, "n"]:
+def _group_losses(
+    features, logits, labels, *, num_anchors, num_iterations, temperature, similarity
+) -> Float[Tensor, "n"]:
     """The terms of `group_loss`, one an image."""
     _checks.matrix("features", features)
     _checks.matrix("logits", logits, rows=len(features))
@@ -124,7 +126,10 @@ class CrossEntropyLoss(nn.Module):
         return self.classifier(embeddings.to(self.classifier.weight.dtype))
 
     def forward(
-        self, embeddings: Float[Tensor, "n d"], labels: Int[Tensor, "n"], indices_tuple: tuple[Tensor, ...] | None = None
+        self,
+        embeddings: Float[Tensor, "n d"],
+        labels: Int[Tensor, "n"],
+        indices_tuple: tuple[Tensor, ...] | None = None,
     ) -> Float[Tensor, ""]:
         """The loss of a batch, a scalar in float32 or wider.
 

@@ -49,8 +49,8 @@ def recorded(
 ) -> "pd.DataFrame":
     """The recorded runs that match, oldest first; an empty table where there are none.
 
-    None matches everything. `settings` are compared with the configurations, `epochs=30` for instance. `root` is the folder of
-    records, that of the book if not given. Raises ValueError for a setting that no configuration has.
+    None matches everything. `settings` are compared with the configurations, `epochs=30` for instance. `root` is the folder
+    of records, that of the book if not given. Raises ValueError for a setting that no configuration has.
     """
     from gl_core.config import Config
 
@@ -90,9 +90,9 @@ def columns(table: "pd.DataFrame", *names: str) -> "pd.DataFrame":
 def banner(source: "Config | Mapping[str, Any] | Sequence[Mapping[str, Any]] | pd.DataFrame") -> "Markdown":
     """Where a result comes from, as a quoted paragraph: live or recorded, which runs, when, by which code, on what.
 
-    A record, a list of them, or their table (`as_table`) is a live result; what `recorded` or `gl_core.runs.load_runs` has read
-    from files is a recorded one. An empty table says that nothing is recorded. A `Config` stands for what a page computes without
-    keeping a record.
+    A record, a list of them, or their table (`as_table`) is a live result; what `recorded` or `gl_core.runs.load_runs` has
+    read from files is a recorded one. An empty table says that nothing is recorded. A `Config` stands for what a page
+    computes without keeping a record.
     """
     from IPython.display import Markdown
 
@@ -130,8 +130,8 @@ def spread_table(
 ) -> "pd.DataFrame":
     """Mean ± standard deviation over runs, fractions in percent: one row a group, as text, with the number of runs.
 
-    `by` is a column of the table of runs or a setting of its configurations, or a list of them. The standard deviation is that
-    of a sample (divisor n - 1); a single run has none.
+    `by` is a column of the table of runs or a setting of its configurations, or a list of them. The standard deviation
+    is that of a sample (divisor n - 1); a single run has none.
     """
     import pandas as pd
 

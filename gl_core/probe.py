@@ -17,10 +17,10 @@ def linear_probe(
 
         minimise over A, b:  -1/n sum_i log softmax(A g_i + b)[y_i] + weight_decay |A|^2,   g_i = (f_i - mean) / std
 
-    `mean` is that of each feature, `std` one number for all of them. The result takes features as they are: the standardisation
-    is folded into its weights. It starts from zeros, so that nothing is random. C is the largest label plus 1.
+    `mean` is that of each feature, `std` one number for all of them. The result takes features as they are: the
+    standardisation is folded into its weights. It starts from zeros, so that nothing is random. C is the largest label plus 1.
 
-    Raises ValueError if `features` is not a matrix of finite numbers, `labels` does not match it, or a setting is out of range.
+    Raises ValueError if `features` is not a matrix of finite numbers, `labels` do not match it, or a setting is out of range.
     """
     labels = torch.as_tensor(labels, device=features.device)
     _checks.matrix("features", features)

@@ -69,7 +69,9 @@ def k_reciprocal(
     if top_k is not None:
         _checks.count("top_k", top_k, least=1)
         if top_k > pairs.candidates:
-            raise ValueError(f"top_k={top_k}: must be at most {pairs.candidates}, the rows that a query is compared with")
+            raise ValueError(
+                f"top_k={top_k}: must be at most {pairs.candidates}, the rows that a query is compared with"
+            )
     if len(everyone) < 2:
         raise ValueError("query holds a single image: there is nothing to compare it with")
 

@@ -12,7 +12,7 @@ import os
 import platform
 import subprocess
 import tempfile
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -26,7 +26,19 @@ if TYPE_CHECKING:
 __all__ = ["PURPOSES", "load_runs", "new_record", "project_root", "results_folder", "write_record"]
 
 PURPOSES = ("final", "tuning")
-COLUMNS = ["run_id", "created", "commit", "chapter", "dataset", "method", "seed", "device", "wall_time_s", "purpose", "config"]
+COLUMNS = [
+    "run_id",
+    "created",
+    "commit",
+    "chapter",
+    "dataset",
+    "method",
+    "seed",
+    "device",
+    "wall_time_s",
+    "purpose",
+    "config",
+]
 
 
 def project_root() -> Path:
@@ -54,7 +66,7 @@ def results_folder(keep: str | None = None) -> Path:
 def new_record(*, chapter: str, config: dict[str, Any], device: str, keep: str | None = None) -> dict[str, Any]:
     """A record's first half: what is known before the run. `device` is the name of the processor that will train."""
     results_folder(keep)
-    created = datetime.now(timezone.utc).replace(microsecond=0)
+    created = datetime.now(UTC).replace(microsecond=0)
     dataset, method, seed = (config.get(name) for name in ("dataset", "method", "seed"))
     # The path to the data says where it lay on one machine; it is no part of what was done.
     config = {name: value for name, value in config.items() if name != "data_root"}

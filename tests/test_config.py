@@ -16,7 +16,10 @@ def test_profile_only_sets_defaults_and_never_cuts_a_named_data_set():
     quick, full = Config.resolve("quick"), Config.resolve("full")
     assert quick.epochs < full.epochs
     for dataset in ("omniglot", "cars196_half", "folder"):
-        quick, full = Config.resolve("quick", dataset=dataset).as_dict(), Config.resolve("full", dataset=dataset).as_dict()
+        quick, full = (
+            Config.resolve("quick", dataset=dataset).as_dict(),
+            Config.resolve("full", dataset=dataset).as_dict(),
+        )
         assert quick | {"profile": "full"} == full
 
 

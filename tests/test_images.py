@@ -34,7 +34,9 @@ def pictures():
 def test_held_and_decoded_by_batches_are_the_same(pictures):
     held, decoded = ImageStore(pictures, 32), ImageStore(pictures, 32, memory=0)
     batches = [[3, 1, 4, 1], [5], list(range(150))]
-    for (a, a_labels), (b, b_labels), batch in zip(held.batches(batches), decoded.batches(batches), batches, strict=True):
+    for (a, a_labels), (b, b_labels), batch in zip(
+        held.batches(batches), decoded.batches(batches), batches, strict=True
+    ):
         assert a.dtype == torch.uint8 and a.shape == (len(batch), 3, 32, 32)
         assert a.equal(b)
         assert a_labels.tolist() == b_labels.tolist() == batch
@@ -47,10 +49,10 @@ def test_the_centre_of_the_shorter_side_is_kept():
     array[:, 20:, 2] = 255
     array[:, :10] = array[:, 30:] = 77
     store = ImageStore(Pictures([Image.fromarray(array)]), 20)
-    (image, _), = store.batches([[0]])
+    ((image, _),) = store.batches([[0]])
     np.testing.assert_array_equal(image[0].permute(1, 2, 0).numpy(), array[:, 10:30])
     smaller = ImageStore(Pictures([Image.fromarray(array)]), 10, resize=20)
-    (image, _), = smaller.batches([[0]])
+    ((image, _),) = smaller.batches([[0]])
     np.testing.assert_array_equal(image[0].permute(1, 2, 0).numpy(), array[5:15, 15:25])
 
 

@@ -65,7 +65,13 @@ def test_hard_features_give_finite_loss_and_gradients(features, similarity, num_
     logits = torch.linspace(-200, 200, 12 * 6).view(12, 6).flip(0).requires_grad_()
     labels = torch.arange(3).repeat_interleave(4)
     loss = group_loss(
-        features, logits, labels, num_anchors=num_anchors, num_iterations=num_iterations, temperature=1.0, similarity=similarity
+        features,
+        logits,
+        labels,
+        num_anchors=num_anchors,
+        num_iterations=num_iterations,
+        temperature=1.0,
+        similarity=similarity,
     )
     loss.backward()
     assert loss.isfinite()
@@ -162,7 +168,9 @@ def test_a_similarity_of_ones_own():
 def test_compiles_to_one_graph():
     features, logits, labels = batch()
     compiled = torch.compile(group_loss, fullgraph=True, backend="eager")
-    assert compiled(features, logits, labels).item() == pytest.approx(group_loss(features, logits, labels).item(), rel=1e-6)
+    assert compiled(features, logits, labels).item() == pytest.approx(
+        group_loss(features, logits, labels).item(), rel=1e-6
+    )
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,10 @@ def test_a_grey_network_sees_luminance():
 
 def test_efficientnet_comes_with_weights_that_know_images():
     generator = torch.Generator().manual_seed(0)
-    known, blank = models.build("efficientnet_lite0").eval(), models.build("efficientnet_lite0", pretrained=False).eval()
+    known, blank = (
+        models.build("efficientnet_lite0").eval(),
+        models.build("efficientnet_lite0", pretrained=False).eval(),
+    )
     assert known.embedding_size == 1280
     names = dict(known.named_parameters())
     assert not any(name.startswith("body.network._fc") for name in names)
@@ -62,7 +65,9 @@ def test_resnet50_without_weights_and_without_network(monkeypatch):
         raise URLError("no network")
 
     monkeypatch.setattr(torchvision.models, "resnet50", unreachable)
-    with pytest.raises(ConnectionError, match="backbone=resnet50: .* could not be downloaded .*resnet50-.*pth into .*checkpoints"):
+    with pytest.raises(
+        ConnectionError, match="backbone=resnet50: .* could not be downloaded .*resnet50-.*pth into .*checkpoints"
+    ):
         models.build("resnet50")
 
 

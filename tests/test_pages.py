@@ -47,7 +47,9 @@ def test_the_spread_is_the_sample_standard_deviation_in_percent():
     (row,) = table.to_dict("records")
     assert table.index.tolist() == ["group_loss"]
     assert row["runs"] == 3
-    assert row["R@1 (%)"] == f"{100 * statistics.mean(values):.1f} ± {100 * statistics.stdev(values):.1f}" == "83.0 ± 3.6"
+    assert (
+        row["R@1 (%)"] == f"{100 * statistics.mean(values):.1f} ± {100 * statistics.stdev(values):.1f}" == "83.0 ± 3.6"
+    )
     assert row["MAP@R (%)"] == "25.0 ± 0.0"
 
 
@@ -57,7 +59,11 @@ def test_one_run_has_no_spread_and_other_quantities_no_percent():
 
 
 def test_groups_keep_their_order_and_may_be_settings():
-    made = [record(0, config={"num_anchors": 3}), record(1, config={"num_anchors": 0}), record(2, config={"num_anchors": 3})]
+    made = [
+        record(0, config={"num_anchors": 3}),
+        record(1, config={"num_anchors": 0}),
+        record(2, config={"num_anchors": 3}),
+    ]
     table = pages.spread_table(pages.as_table(made), by=["num_anchors", "method"])
     assert table.index.tolist() == [(3, "group_loss"), (0, "group_loss")]
     assert table["runs"].tolist() == [2, 1]
@@ -118,7 +124,13 @@ def test_the_banner_of_one_live_run():
 
 def test_the_banner_of_recorded_runs(kept):
     text = pages.banner(pages.recorded(dataset="omniglot", root=kept)).data
-    for fact in ("**Recorded result**", "4 runs", "group_loss, cross_entropy", "seeds 0, 1, 2, 5", "2026-03-01 to 2026-03-06"):
+    for fact in (
+        "**Recorded result**",
+        "4 runs",
+        "group_loss, cross_entropy",
+        "seeds 0, 1, 2, 5",
+        "2026-03-01 to 2026-03-06",
+    ):
         assert fact in text
     assert "3 min on a CPU" in text
     assert all(run_id in text for run_id in ("run-0", "run-1", "run-2", "ce"))

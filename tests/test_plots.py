@@ -89,7 +89,9 @@ def test_images_of_all_kinds_show_the_same():
 
 def test_show_batch_puts_each_class_in_a_row():
     anchors = np.array([True, False, True, False, False])
-    figure = drawn(plots.show_batch(images(5), torch.tensor([4, 4, 1, 1, 1]), class_names=list("abcde"), anchors=anchors))
+    figure = drawn(
+        plots.show_batch(images(5), torch.tensor([4, 4, 1, 1, 1]), class_names=list("abcde"), anchors=anchors)
+    )
     assert [ax.get_ylabel() for ax in figure.axes if ax.get_ylabel()] == ["e", "b"]
     assert texts(figure).count("A") == 2
 

@@ -70,7 +70,9 @@ def test_umap_is_quiet(groups, capfd, recwarn):
     assert not recwarn.list
 
 
-@pytest.mark.parametrize("features", [np.ones((20, 4)), np.zeros((20, 4)), np.random.default_rng(0).normal(size=(4, 4))])
+@pytest.mark.parametrize(
+    "features", [np.ones((20, 4)), np.zeros((20, 4)), np.random.default_rng(0).normal(size=(4, 4))]
+)
 def test_umap_of_collapsed_or_few_features_is_finite(features):
     assert np.isfinite(umap_projection(features, num_neighbours=3)).all()
 
@@ -133,7 +135,9 @@ def test_align_is_no_worse_than_any_other_motion():
 
 def test_align_keeps_the_shape():
     points, onto = np.random.default_rng(3).normal(size=(2, 30, 2))
-    ratio = np.linalg.norm(np.diff(align(points, onto), axis=0), axis=1) / np.linalg.norm(np.diff(points, axis=0), axis=1)
+    ratio = np.linalg.norm(np.diff(align(points, onto), axis=0), axis=1) / np.linalg.norm(
+        np.diff(points, axis=0), axis=1
+    )
     np.testing.assert_allclose(ratio, ratio[0])
 
 

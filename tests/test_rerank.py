@@ -45,7 +45,10 @@ def written_out(query, gallery, k1, k2, lambda_value):
         V[i] /= V[i].sum()
     V = np.stack([V[near[i][:k2]].mean(0) for i in range(n)])
     jaccard = np.array(
-        [[1 - np.minimum(V[i], V[j]).sum() / np.maximum(V[i], V[j]).sum() for j in range(first, n)] for i in range(len(query))]
+        [
+            [1 - np.minimum(V[i], V[j]).sum() / np.maximum(V[i], V[j]).sum() for j in range(first, n)]
+            for i in range(len(query))
+        ]
     )
     return (1 - lambda_value) * jaccard + lambda_value * D[: len(query), first:]
 

@@ -13,8 +13,15 @@ from gl_core.config import Config
 
 
 def record(**changes):
-    made = runs.new_record(chapter="training", config=Config.resolve(dataset="omniglot", seed=3).as_dict(), device="a CPU")
-    made |= {"wall_time_s": 1.5, "metrics": {"R@1": 0.123456789, "MAP@R": 0.5}, "untrained": {"R@1": 0.1}, "history": []}
+    made = runs.new_record(
+        chapter="training", config=Config.resolve(dataset="omniglot", seed=3).as_dict(), device="a CPU"
+    )
+    made |= {
+        "wall_time_s": 1.5,
+        "metrics": {"R@1": 0.123456789, "MAP@R": 0.5},
+        "untrained": {"R@1": 0.1},
+        "history": [],
+    }
     return made | changes
 
 
@@ -25,7 +32,18 @@ def test_a_record_comes_back_as_a_row(tmp_path):
     assert path.stat().st_size < 5000
     (row,) = runs.load_runs(tmp_path).to_dict("records")
     assert list(row)[:11] == runs.COLUMNS
-    for name in ("run_id", "created", "commit", "chapter", "dataset", "method", "seed", "device", "wall_time_s", "config"):
+    for name in (
+        "run_id",
+        "created",
+        "commit",
+        "chapter",
+        "dataset",
+        "method",
+        "seed",
+        "device",
+        "wall_time_s",
+        "config",
+    ):
         assert row[name] == made[name]
     assert row["R@1"] == 0.1234568 and row["MAP@R"] == 0.5 and row["untrained R@1"] == 0.1
     assert row["config"]["seed"] == 3

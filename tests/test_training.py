@@ -135,7 +135,9 @@ def test_the_report_says_when_training_made_it_worse(pictures, project):
 
 def test_tuning_never_reads_the_test_classes(pictures, project, monkeypatch):
     original = datasets.load
-    monkeypatch.setattr(datasets, "load", lambda name, root, split: original(name, root, split) if split == "train" else 1 / 0)
+    monkeypatch.setattr(
+        datasets, "load", lambda name, root, split: original(name, root, split) if split == "train" else 1 / 0
+    )
     run = training.run(config(pictures, evaluate_on="held_out", held_out=0.4), keep="tuning", progress=False)
     assert run.record["purpose"] == "tuning" and run.record_path.parent == project / "data" / "results"
 

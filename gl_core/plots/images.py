@@ -120,7 +120,7 @@ def embedding_scatter(
     ax: Axes | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Points in the plane, a colour and a shape for each class; with `images` each point is its image, framed in the colour.
+    """Points in the plane, a colour and a shape for each class; with `images` a point is its image, framed so.
 
     Args:
         points: coordinates, of UMAP for instance; their axes mean nothing and are not drawn.

@@ -19,7 +19,7 @@ def similarity_heatmap(
     title: str | None = None,
     colorbar_label: str = "$W_{ij}$",
 ) -> Figure:
-    """A table of pairs of images, of values in [0, 1], with lines between the classes where `labels` stand in order of class."""
+    """A table of pairs of images, values in [0, 1], with lines between classes where `labels` are in order of class."""
     W = as_array(similarity)
     if W.ndim != 2 or W.shape[0] != W.shape[1]:
         raise ValueError(f"similarity has shape {W.shape}: must be square")
@@ -86,8 +86,8 @@ def path_on_simplex(
 ) -> Figure:
     """How assignments to three classes move: rings where they start, dots after each iteration, larger ones at the end.
 
-    Every point of the triangle is a distribution over three classes; a corner is certainty. With `labels` (0, 1 or 2) a path has
-    the colour of its true class, which its corner has too. Images that never move (anchors) are squares.
+    Every point of the triangle is a distribution over three classes; a corner is certainty. With `labels` (0, 1 or 2) a
+    path has the colour of its true class, which its corner has too. Images that never move (anchors) are squares.
     """
     paths = as_array(paths)
     if paths.ndim != 3 or paths.shape[2] != 3:

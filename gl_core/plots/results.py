@@ -27,11 +27,11 @@ def learning_curves(
     ax: Axes | None = None,
     title: str | None = None,
 ) -> Figure:
-    """A quantity over the epochs: the mean over runs as a line, one standard deviation as a band, each run as a thin line.
+    """A quantity over the epochs: the mean over runs as a line, one standard deviation as a band, each run thin.
 
     Args:
-        source: one history (a list of dicts, as `Run.history`), a list of histories, a mapping from a name to either, or a table
-            of runs, grouped by the column or setting `by`.
+        source: one history (a list of dicts, as `Run.history`), a list of histories, a mapping from a name to either, or a
+            table of runs, grouped by the column or setting `by`.
         y: the quantity; fractions are shown in percent. Entries without it are passed over.
         part: "history" or "selection", the column of a table that holds the histories.
         x: what runs to the right.
@@ -77,7 +77,7 @@ def metric_grid(
     ax: Axes | None = None,
     title: str | None = None,
 ) -> Figure:
-    """A metric over two settings: each cell shows the mean over runs, and one standard deviation where there are several.
+    """A metric over two settings: each cell shows the mean over runs, ± one standard deviation where there are several.
 
     `index`, `columns` and `value` are columns of the table of runs, or settings of its configurations.
     """
@@ -92,7 +92,9 @@ def metric_grid(
         if np.isfinite(level):
             deviation = spread.iloc[row, column]
             text = f"{level:.1f}" + (f"\n± {deviation:.1f}" if np.isfinite(deviation) else "")
-            ax.text(column, row, text, ha="center", va="center", fontsize=8.5, color="white" if level > middle else "black")
+            ax.text(
+                column, row, text, ha="center", va="center", fontsize=8.5, color="white" if level > middle else "black"
+            )
     ax.set_xticks(range(mean.shape[1]), mean.columns)
     ax.set_yticks(range(mean.shape[0]), mean.index)
     ax.set(xlabel=spoken(columns), ylabel=spoken(index))
@@ -107,14 +109,18 @@ def comparison(table: "pd.DataFrame", *, by: str = "method", metrics: Sequence[s
     """
     data = pages.columns(table, by, *metrics)
     groups = list(dict.fromkeys(data[by]))
-    figure, axes = panels(1, len(metrics), size=(6.6 / len(metrics), 0.9 + 0.5 * len(groups)), sharey=True, squeeze=False)
+    figure, axes = panels(
+        1, len(metrics), size=(6.6 / len(metrics), 0.9 + 0.5 * len(groups)), sharey=True, squeeze=False
+    )
     for ax, metric in zip(axes[0], metrics, strict=True):
         scale = 100 if pages.is_fraction(metric) else 1
         for row, (group, colour) in enumerate(zip(groups, colours(len(groups)), strict=True)):
             values = scale * data.loc[data[by] == group, metric].dropna().to_numpy(float)
             spread = values.std(ddof=1) if len(values) > 1 else None
             if len(values) > 1:
-                ax.plot(values, np.full(len(values), row + 0.22), "o", markersize=5, markerfacecolor="none", color=colour)
+                ax.plot(
+                    values, np.full(len(values), row + 0.22), "o", markersize=5, markerfacecolor="none", color=colour
+                )
             if len(values):
                 ax.errorbar(values.mean(), row, xerr=spread, fmt="o", markersize=7, color=colour, capsize=3)
         ax.set(xlabel=f"{metric} (%)" if scale == 100 else metric, ylim=(len(groups) - 0.5, -0.5))
@@ -128,7 +134,9 @@ def _curves(source: Any, by: str, part: str) -> dict[str, list]:
     if hasattr(source, "groupby"):
         data = pages.columns(source, by, part)
         return {
-            spoken(name) if isinstance(name, str) else f"{spoken(by)}: {name}": [h for h in data.loc[data[by] == name, part] if h]
+            spoken(name) if isinstance(name, str) else f"{spoken(by)}: {name}": [
+                h for h in data.loc[data[by] == name, part] if h
+            ]
             for name in dict.fromkeys(data[by])
         }
     named = source if isinstance(source, Mapping) else {"": source}

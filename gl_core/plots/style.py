@@ -52,7 +52,9 @@ def use_book_style() -> None:
         set_matplotlib_formats("png")
 
 
-def panels(rows: int = 1, columns: int = 1, *, size: tuple[float, float] = (3.2, 3.0), **options: Any) -> tuple[Figure, Any]:
+def panels(
+    rows: int = 1, columns: int = 1, *, size: tuple[float, float] = (3.2, 3.0), **options: Any
+) -> tuple[Figure, Any]:
     """A figure with a grid of axes, each `size` inches wide and high: (Figure, Axes or array of Axes).
 
     `options` go to matplotlib's `Figure.subplots`.

@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import json
 import os
 import re
 import shutil
@@ -10,8 +11,11 @@ import sys
 import threading
 
 import pytest
+import torch
 import yaml
 from stub_book import ROOT
+
+from gl_core.propagation import replicator_dynamics
 
 HTML = ROOT / "_build" / "html"
 TOC = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
@@ -76,8 +80,10 @@ def browser():
 class Visit:
     """A page opened in a window of its own, and all that went wrong on the way."""
 
-    def __init__(self, browser, address: str, path: str, viewport: dict, scheme: str = "light") -> None:
-        self.context = browser.new_context(viewport=viewport, color_scheme=scheme)
+    def __init__(
+        self, browser, address: str, path: str, viewport: dict, scheme: str = "light", scripts: bool = True
+    ) -> None:
+        self.context = browser.new_context(viewport=viewport, color_scheme=scheme, java_script_enabled=scripts)
         self.page, self.faults = self.context.new_page(), []
         self.page.on("console", self._console)
         self.page.on("pageerror", lambda error: self.faults.append(f"error: {error}"))
@@ -146,6 +152,77 @@ def test_a_page_fits_a_phone(browser, address, name):
         width = visit.page.evaluate("document.scrollingElement.scrollWidth")
         assert width <= PHONE["width"], f"the page is {width} px wide: {visit.page.evaluate(wider)}"
         assert visit.faults == []
+
+
+def test_the_playground_computes_what_the_library_does(browser, address):
+    with Visit(browser, address, "propagation.html", DESKTOP) as visit:
+        figure = visit.page.locator(".interactive.simplex")
+        state = json.loads(figure.get_attribute("data-simplex"))
+        W = torch.tensor(state["similarity"], dtype=torch.float64)
+        X = torch.tensor([image["start"] for image in state["images"]], dtype=torch.float64)
+        moves = [i for i, image in enumerate(state["images"]) if not image["anchor"]]
+
+        def shown():
+            return [[float(cell) for cell in row.split()[-3:]] for row in figure.locator("tbody tr").all_inner_texts()]
+
+        def expected(T):
+            return replicator_dynamics(W, X, T)[moves].tolist()
+
+        assert shown() == [pytest.approx(row, abs=6e-4) for row in expected(3)]
+        figure.get_by_role("button", name="Step").click()
+        assert shown() == [pytest.approx(row, abs=6e-4) for row in expected(4)]
+        figure.get_by_role("button", name="Reset").click()
+
+        similarity = figure.locator("fieldset input").first
+        similarity.fill("0.05")
+        W[moves[0], 0] = W[0, moves[0]] = 0.05
+        assert shown() == [pytest.approx(row, abs=6e-4) for row in expected(3)]
+
+        ring = figure.locator(".handle").first
+        before = ring.bounding_box()
+        ring.hover()
+        visit.page.mouse.down()
+        visit.page.mouse.move(before["x"] + 40, before["y"] - 30)
+        visit.page.mouse.up()
+        assert ring.bounding_box()["x"] > before["x"] + 20
+        ring.press("ArrowLeft")
+        assert sum(
+            float(share.split()[-1]) for share in ring.get_attribute("aria-valuetext").split(",")
+        ) == pytest.approx(1, abs=0.02)
+        assert visit.faults == []
+
+
+def test_the_explorer_shows_an_image_and_its_neighbours(browser, address):
+    with Visit(browser, address, "embedding.html", DESKTOP) as visit:
+        figure = visit.page.locator(".interactive.explorer")
+        state = json.loads(figure.get_attribute("data-explorer"))
+        last, first = list(state["maps"])[-1], list(state["maps"])[0]
+        chosen = 17
+        figure.locator(".point").nth(chosen).dispatch_event("pointerenter")
+
+        def right(name):
+            near = state["maps"][name]["neighbours"][chosen]
+            return f"{sum(state['labels'][j] == state['labels'][chosen] for j in near)} of {len(near)}"
+
+        panel = figure.locator(".shown")
+        assert state["names"][state["labels"][chosen]] in panel.inner_text() and right(last) in panel.inner_text()
+        assert figure.locator(".tie").count() == len(state["maps"][last]["neighbours"][chosen])
+        place = figure.locator(".point").nth(chosen).bounding_box()
+        figure.get_by_role("button", name=first).click()
+        assert right(first) in panel.inner_text()
+        assert figure.locator(".point").nth(chosen).bounding_box() != place
+        figure.locator("select").select_option(index=1)
+        assert figure.locator(".point.apart").count() == sum(label != 0 for label in state["labels"])
+        figure.locator("svg").press("ArrowRight")
+        assert state["names"][state["labels"][chosen + 1]] in panel.inner_text()
+        assert visit.faults == []
+
+
+@pytest.mark.parametrize("name", ["propagation", "embedding"])
+def test_interactive_figures_are_pictures_without_scripts(browser, address, name):
+    with Visit(browser, address, f"{name}.html", DESKTOP, scripts=False) as visit:
+        still = visit.page.locator(".interactive img.still")
+        assert still.is_visible() and still.bounding_box()["width"] > 200
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -5,6 +5,7 @@ once. Where an `ax` can be passed, the drawing goes there (see `panels`), and th
 """
 
 from gl_core.plots.images import embedding_scatter, image_grid, retrieval_gallery, show_batch
+from gl_core.plots.interactive import embedding_explorer, simplex_playground
 from gl_core.plots.propagation import assignments_heatmap, path_on_simplex, similarity_heatmap
 from gl_core.plots.results import comparison, learning_curves, metric_grid
 from gl_core.plots.style import COLOURS, panels, shortened, use_book_style
@@ -14,6 +15,7 @@ __all__ = [
     "COLOURS",
     "assignments_heatmap",
     "comparison",
+    "embedding_explorer",
     "embedding_scatter",
     "image_grid",
     "learning_curves",
@@ -25,6 +27,7 @@ __all__ = [
     "shortened",
     "show_batch",
     "similarity_heatmap",
+    "simplex_playground",
     "thumbnails",
     "use_book_style",
 ]

@@ -156,13 +156,13 @@ def embedding_scatter(
 
 
 def _show(ax: Axes, image: Any, frame: str | None = None) -> None:
-    ax.imshow(_pixels(image), cmap="gray", vmin=0, vmax=255)
+    ax.imshow(as_pixels(image), cmap="gray", vmin=0, vmax=255)
     ax.set(xticks=[], yticks=[])
     ax.grid(False)
     ax.spines[:].set(visible=True, color=frame or "#cccccc", linewidth=2.2 if frame else 0.6)
 
 
-def _pixels(image: Any) -> np.ndarray:
+def as_pixels(image: Any) -> np.ndarray:
     """uint8 (h, w) or (h, w, 3)."""
     pixels = as_array(image)
     if pixels.ndim == 3 and pixels.shape[0] in (1, 3) and pixels.shape[2] not in (1, 3):
@@ -182,7 +182,7 @@ def _corner_sign(ax: Axes, sign: str, colour: str) -> None:
 def _thumbnail(ax: Axes, image: Any, at: np.ndarray, colour: str, size: float) -> None:
     from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
-    pixels = _pixels(image)
+    pixels = as_pixels(image)
     picture = OffsetImage(pixels, zoom=size / max(pixels.shape[:2]), cmap="gray")
     frame = {"edgecolor": colour, "linewidth": 1.2, "boxstyle": "square,pad=0.02"}
     ax.add_artist(AnnotationBbox(picture, at, pad=0, bboxprops=frame))

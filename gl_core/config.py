@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from gl_core import _checks
+from gl_core.baselines import BASELINES, check_options
 
 __all__ = ["METHODS", "OPTIMIZERS", "PROFILES", "Config"]
 
-METHODS = ("group_loss", "cross_entropy")
+METHODS = ("group_loss", "cross_entropy", *BASELINES)
 OPTIMIZERS = ("radam", "adamw", "sgd")
 PROFILES = ("quick", "full")
 EVALUATE_ON = ("test", "held_out")
@@ -27,7 +28,7 @@ class Config:
     # What is learned from what.
     dataset: str = "glyphs"
     data_root: str | None = None  # folder or archive that holds the data set; not needed for glyphs
-    method: str = "group_loss"  # group_loss or cross_entropy
+    method: str = "group_loss"  # group_loss, cross_entropy, or one of gl_core.baselines
     backbone: str = "conv4"
     pretrained: bool = True  # start from the backbone's own weights, where it has any
     image_size: int = 32  # pixels of a side that the network sees
@@ -42,12 +43,14 @@ class Config:
     temperature: float = 10.0
     similarity: str = "pearson"
     cross_entropy_weight: float = 1.0
+    # The other losses have options of their own (see gl_core.baselines); what is left out is as their papers have it.
+    loss_options: dict | None = None
 
     # Optimisation. RAdam as in the paper: its rectified first steps need no warm-up.
     epochs: int = 10  # an upper bound where choose_epochs is set
     optimizer: str = "radam"
     learning_rate: float = 2e-3
-    classifier_learning_rate: float | None = None  # for the classifier alone; None: as the rest
+    classifier_learning_rate: float | None = None  # for the classifier or proxies alone; None: as the rest
     weight_decay: float = 1e-4
     schedule: str = "cosine"  # "cosine" falls to 0 over the epochs, "constant" stays
     augmentation: str = "drawing"  # see gl_core.images.augment
@@ -101,6 +104,12 @@ class Config:
         for name, bound in least.items():
             _checks.count(name, getattr(self, name), least=bound)
         _checks.temperature(self.temperature)
+        if self.method in BASELINES:
+            object.__setattr__(self, "loss_options", check_options(self.method, self.loss_options))
+        elif self.loss_options is not None:
+            raise ValueError(
+                f"loss_options={self.loss_options!r}: must be None for {self.method}, whose settings have names of their own"
+            )
         positive = ["learning_rate"] + ["classifier_learning_rate"] * (self.classifier_learning_rate is not None)
         for name in positive:
             _between(name, getattr(self, name), 0, math.inf, open_below=True)

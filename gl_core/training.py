@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from gl_core import checkpoints, datasets, devices, models, runs
+from gl_core.baselines import BASELINES, MetricLoss
 from gl_core.config import Config
 from gl_core.evaluation import clustering_metrics, retrieval_metrics
 from gl_core.images import ImageStore, augment
@@ -32,8 +33,10 @@ MARGIN = 8 / 7
 PATIENCE = 4
 
 
-def build_loss(config: Config, num_classes: int, embedding_size: int) -> CrossEntropyLoss:
-    """The loss that `config.method` names, with its classifier."""
+def build_loss(config: Config, num_classes: int, embedding_size: int) -> CrossEntropyLoss | MetricLoss:
+    """The loss that `config.method` names, with its classifier or proxies."""
+    if config.method in BASELINES:
+        return MetricLoss(config.method, num_classes, embedding_size, config.loss_options)
     if config.method == "cross_entropy":
         return CrossEntropyLoss(num_classes, embedding_size)
     return GroupLoss(
@@ -48,9 +51,11 @@ def build_loss(config: Config, num_classes: int, embedding_size: int) -> CrossEn
 
 
 class Learner(nn.Module):
-    """What is trained: a backbone, and a loss that holds the classifier."""
+    """What is trained: a backbone, and a loss that holds the classifier or proxies."""
 
-    def __init__(self, backbone: models.EmbeddingNet, loss: CrossEntropyLoss, *, freeze_batch_norm: bool) -> None:
+    def __init__(
+        self, backbone: models.EmbeddingNet, loss: CrossEntropyLoss | MetricLoss, *, freeze_batch_norm: bool
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.loss = loss
@@ -287,7 +292,7 @@ def _pretrained(config: Config) -> dict[str, bool]:
 
 
 def _optimizer(config: Config, learner: Learner) -> torch.optim.Optimizer:
-    """One group for the backbone and one for the classifier, which starts from nothing and may want larger steps."""
+    """One group for the backbone and one for the classifier or proxies, which start from nothing and may want larger steps."""
     groups = [
         {"params": [p for p in learner.backbone.parameters() if p.requires_grad]},
         {"params": list(learner.loss.parameters()), "lr": config.classifier_learning_rate or config.learning_rate},

@@ -93,7 +93,7 @@ def test_good_parameters_pass_and_whole_numbers_may_stand_for_floats(book):
         ({"epochs": -1}, "epochs=-1: must be a whole number, 0 or more"),
         ({"temperature": 0}, "temperature=0.0: must be above 0"),
         ({"dataset": "imagenet"}, "dataset='imagenet': must be one of .*glyphs"),
-        ({"method": "triplet"}, "method='triplet': must be one of group_loss, cross_entropy"),
+        ({"method": "tripled"}, "method='tripled': must be one of group_loss, cross_entropy"),
         ({"profile": "slow"}, "profile='slow': must be one of quick, full"),
     ],
 )

@@ -106,8 +106,8 @@ BAD = {
         r"dataset='imagenet': must be one of glyphs, ",
     ),
     "an unknown method": (
-        ["run", "training", "-p", "method", "triplet"],
-        r"method='triplet': must be one of group_loss, ",
+        ["run", "training", "-p", "method", "tripled"],
+        r"method='tripled': must be one of group_loss, ",
     ),
     "data that are not there": ([*TRAIN, "nowhere"], r"root=nowhere: nothing is there"),
     "an empty folder": ([*TRAIN, "empty"], r"empty.*"),

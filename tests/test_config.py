@@ -48,7 +48,7 @@ def test_settings_are_plain_values():
     [
         ({"datset": "glyphs"}, "unknown setting 'datset': must be one of dataset, "),
         ({"dataset": "cifar"}, "dataset='cifar': must be one of .*glyphs"),
-        ({"method": "triplet"}, "method='triplet': must be one of group_loss, cross_entropy"),
+        ({"method": "tripled"}, "method='tripled': must be one of group_loss, cross_entropy"),
         ({"backbone": "vgg"}, "backbone='vgg': must be one of conv4"),
         ({"profile": "fast"}, "profile='fast': must be one of quick, full"),
         ({"epochs": "ten"}, "epochs='ten': must be int, not str"),

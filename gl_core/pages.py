@@ -1,7 +1,11 @@
-"""What a page of the book says about results: where they come from, and tables with mean and spread."""
+"""What a page of the book says about results: where they come from, how to make them again, tables with mean and spread."""
 
+import dataclasses
+import html
+import json
 import re
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gl_core import devices, runs
@@ -12,8 +16,22 @@ if TYPE_CHECKING:
 
     from gl_core.config import Config
 
-__all__ = ["as_table", "banner", "columns", "is_fraction", "recorded", "spread_table"]
+__all__ = [
+    "as_table",
+    "banner",
+    "columns",
+    "command",
+    "commands",
+    "is_fraction",
+    "matching",
+    "recorded",
+    "spread_table",
+]
 
+# What a run may differ in and still be the same experiment.
+_ELSEWHERE = ("data_root", "device", "profile")
+# What a command says even where it is the default, so that it can be read.
+_ALWAYS = ("dataset", "method", "seed")
 _FRACTION = re.compile(r"(^|\s)(R@\d+|MAP@R|R-Precision|NMI|AMI|mAP|Rank-\d+|accuracy)$")
 
 
@@ -63,8 +81,37 @@ def recorded(
             table = table[table[name] == value]
     for name, value in settings.items():
         if value is not None:
-            table = table[[config.get(name) == value for config in table["config"]]]
+            table = table[[_setting(config, name) == value for config in table["config"]]]
     return table.reset_index(drop=True)
+
+
+def matching(configs: "Iterable[Config]", *, purpose: str = "final", root: str | None = None) -> "pd.DataFrame":
+    """The recorded run of each configuration, in their order; the newest where there are several, none where there is none.
+
+    Configurations are the same if all settings are, seed included, but for the path of the data, the device and the profile,
+    which only sets defaults. A setting that came after a run was recorded has its default there.
+    """
+    table = runs.load_runs(root)
+    table = table[(table["purpose"] == purpose) & table["config"].map(bool)]
+    # Written oldest first, so that the newest stays.
+    found = {_identity(config): row for row, config in enumerate(table["config"])}
+    rows = [found[key] for config in configs if (key := _identity(config.as_dict())) in found]
+    return table.iloc[rows].reset_index(drop=True)
+
+
+def _identity(config: Mapping[str, Any]) -> str:
+    from gl_core.config import Config
+
+    settings = {name: _setting(config, name) for name in Config.names() if name not in _ELSEWHERE}
+    return json.dumps(settings, sort_keys=True)
+
+
+def _setting(config: Mapping[str, Any], name: str) -> Any:
+    """A setting of a recorded configuration; one that is newer than the record had its default."""
+    from gl_core.config import Config
+
+    default = {field.name: field.default for field in dataclasses.fields(Config)}
+    return config[name] if name in config else default.get(name)
 
 
 def columns(table: "pd.DataFrame", *names: str) -> "pd.DataFrame":
@@ -74,14 +121,16 @@ def columns(table: "pd.DataFrame", *names: str) -> "pd.DataFrame":
     """
     import pandas as pd
 
+    from gl_core.config import Config
+
     if len(table) == 0:
         raise ValueError("table holds no runs")
     found = {}
     for name in names:
         if name in table:
             found[name] = table[name].tolist()
-        elif "config" in table and all(name in config for config in table["config"]):
-            found[name] = [config[name] for config in table["config"]]
+        elif "config" in table and (name in Config.names() or all(name in config for config in table["config"])):
+            found[name] = [_setting(config, name) for config in table["config"]]
         else:
             raise ValueError(f"{name!r} is neither a column of the table nor a setting of all its runs")
     return pd.DataFrame(found)
@@ -125,13 +174,69 @@ def banner(source: "Config | Mapping[str, Any] | Sequence[Mapping[str, Any]] | p
     return Markdown(text)
 
 
+def command(config: "Config | Mapping[str, Any]", *, chapter: str = "training", keep: str | None = "final") -> str:
+    """The shortest command that repeats a run: `glbook run` with the settings that are not what suits the data set anyway.
+
+    `config` is that of the run, or a row of a table of runs, whose chapter and purpose are then used.
+
+    >>> from gl_core.config import Config
+    >>> command(Config.resolve(dataset="omniglot", num_iterations=3))
+    'glbook run training -p dataset omniglot -p method group_loss -p num_iterations 3 -p seed 0 --keep final'
+
+    Raises ValueError for a configuration that no command gives, one that holds None where something else suits.
+    """
+    from gl_core.config import Config
+
+    if not isinstance(config, Config):
+        chapter, keep, recorded = config["chapter"], config["purpose"], config["config"]
+        config = Config(**{name: _setting(recorded, name) for name in Config.names()})
+    given = config.as_dict()
+    if _resolved(given) != config:
+        lost = [name for name, value in given.items() if value is None and getattr(_resolved(given), name) is not None]
+        raise ValueError(f"{lost[0]}=None: no command gives it, because None stands for what suits")
+    for name in [name for name in given if name not in _ALWAYS]:
+        fewer = {other: value for other, value in given.items() if other != name}
+        if _resolved(fewer) == config:
+            given = fewer
+    words = ["glbook", "run", chapter]
+    for name, value in given.items():
+        words += ["-p", name, value if isinstance(value, str) else json.dumps(value)]
+    return shlex.join(words + (["--keep", keep] if keep else []))
+
+
+def _resolved(given: Mapping[str, Any]) -> "Config | None":
+    from gl_core.config import Config
+
+    try:
+        return Config.resolve(**given)
+    except ValueError:
+        return None
+
+
+def commands(table: "pd.DataFrame", sweep: str | None = None) -> "Markdown":
+    """How to make recorded results again: the command of the whole sweep, where there is one, and folded that of each run."""
+    from IPython.display import Markdown
+
+    if len(table) == 0:
+        return Markdown(f"`glbook sweep {sweep}` records these runs." if sweep else "")
+    lines = [command(row) for _, row in table.iterrows()]
+    if len(lines) == 1:
+        return Markdown(f"Made by `{lines[0]}`.")
+    listed = "\n".join(html.escape(line) for line in lines)
+    whole = f"All by `glbook sweep {sweep}`; a single run" if sweep else "Each run"
+    return Markdown(
+        f"{whole} by its own command, for instance `{lines[0]}`.\n\n<details><summary>The commands of all {len(lines)} runs"
+        f'</summary><pre style="white-space: pre-wrap; font-size: 75%">{listed}</pre></details>'
+    )
+
+
 def spread_table(
     table: "pd.DataFrame", by: str | Sequence[str] = "method", metrics: Sequence[str] = ("R@1", "MAP@R")
 ) -> "pd.DataFrame":
     """Mean ± standard deviation over runs, fractions in percent: one row a group, as text, with the number of runs.
 
     `by` is a column of the table of runs or a setting of its configurations, or a list of them. The standard deviation
-    is that of a sample (divisor n - 1); a single run has none.
+    is that of a sample (divisor n - 1); a single run has none, and is marked.
     """
     import pandas as pd
 
@@ -151,7 +256,7 @@ def _mean_and_spread(values: "pd.Series", metric: str) -> str:
         return "–"
     digits, scale = (1, 100) if is_fraction(metric) else (3, 1)
     text = f"{scale * values.mean():.{digits}f}"
-    return text if len(values) == 1 else f"{text} ± {scale * values.std(ddof=1):.{digits}f}"
+    return f"{text} (one run)" if len(values) == 1 else f"{text} ± {scale * values.std(ddof=1):.{digits}f}"
 
 
 def _distinct(values: Sequence) -> list[str]:

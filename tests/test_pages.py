@@ -1,10 +1,16 @@
 """What a page says about its results: provenance, mean and spread."""
 
+import dataclasses
+import json
+import shlex
 import statistics
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stub_book import ROOT
 
-from gl_core import pages, runs
+from gl_core import chapters, cli, pages, runs
 from gl_core.config import Config
 
 
@@ -55,7 +61,11 @@ def test_the_spread_is_the_sample_standard_deviation_in_percent():
 
 def test_one_run_has_no_spread_and_other_quantities_no_percent():
     table = pages.spread_table(pages.as_table([record()]), by="seed", metrics=("R@1", "wall_time_s"))
-    assert table.loc[0].to_dict() == {"runs": 1, "R@1 (%)": "50.0", "wall_time_s": "50.000"}
+    assert table.loc[0].to_dict() == {
+        "runs": 1,
+        "R@1 (%)": "50.0 (one run)",
+        "wall_time_s": "50.000 (one run)",
+    }
 
 
 def test_groups_keep_their_order_and_may_be_settings():
@@ -72,7 +82,7 @@ def test_groups_keep_their_order_and_may_be_settings():
 def test_a_metric_that_some_runs_lack_is_averaged_over_the_others():
     made = [record(0, 0.5), record(1, metrics={"R@1": 0.7}), record(2, method="x", metrics={"R@1": 0.1})]
     table = pages.spread_table(pages.as_table(made))
-    assert table["MAP@R (%)"].tolist() == ["25.0", "–"]
+    assert table["MAP@R (%)"].tolist() == ["25.0 (one run)", "–"]
 
 
 @pytest.mark.parametrize(
@@ -162,3 +172,109 @@ def test_a_configuration_stands_for_what_a_page_computes_without_a_record():
     text = pages.banner(config).data
     assert text.startswith("> **Live result**") and "omniglot; cross_entropy · seed 4" in text
     assert "run `" not in text and "runs" not in text and "0 s" not in text
+
+
+def configuration_of(line: str) -> Config:
+    """What `glbook` would run, given that line."""
+    options = cli._parser().parse_args(shlex.split(line)[1:])
+    declared = chapters.parameters(options.chapter)
+    given = {name: chapters.parse_value(text, declared[name]) for name, text in options.parameters}
+    given = chapters.check_parameters(options.chapter, given)
+    return Config.from_parameters({name: each.default for name, each in declared.items()} | given)
+
+
+SETTINGS = st.fixed_dictionaries(
+    {"dataset": st.sampled_from(["glyphs", "omniglot", "cars196_half"]), "seed": st.integers(0, 99)},
+    optional={
+        "method": st.sampled_from(["group_loss", "cross_entropy"]),
+        "backbone": st.sampled_from(["conv4", "efficientnet_lite0"]),
+        "pretrained": st.booleans(),
+        "profile": st.sampled_from(["quick", "full"]),
+        "image_size": st.sampled_from([64, 96]),
+        "epochs": st.integers(0, 40),
+        "temperature": st.floats(0.01, 1e4),
+        "learning_rate": st.floats(1e-7, 1.0),
+        "weight_decay": st.sampled_from([0.0, 1e-12, 3e-4]),
+        "choose_epochs": st.booleans(),
+        "evaluate_on": st.sampled_from(["test", "held_out"]),
+        "device": st.sampled_from(["auto", "cpu"]),
+    },
+)
+
+
+@settings(max_examples=40)
+@given(SETTINGS)
+def test_the_command_of_a_configuration_runs_that_configuration(chosen):
+    config = Config.resolve(**chosen)
+    line = pages.command(config)
+    assert configuration_of(line) == config
+    assert line.startswith("glbook run training -p dataset ") and line.endswith(" --keep final")
+
+
+def test_the_command_of_every_recorded_run_gives_its_configuration():
+    for _, row in runs.load_runs(ROOT / "data" / "results").iterrows():
+        made = configuration_of(pages.command(row)).as_dict()
+        assert row["config"].items() <= {name: value for name, value in made.items() if name in row["config"]}.items()
+
+
+def test_the_options_of_a_loss_pass_through_the_shell():
+    config = Config.resolve(method="proxy_anchor", loss_options={"margin": 0.2}, learning_rate=1e-05)
+    assert configuration_of(pages.command(config)) == config
+    assert "loss_options" not in pages.command(Config.resolve(method="proxy_anchor"))
+
+
+def test_a_command_says_no_more_than_is_needed():
+    config = Config.resolve(dataset="cars196_half", method="cross_entropy", num_anchors=3, seed=4)
+    assert pages.command(config, keep=None) == (
+        "glbook run training -p dataset cars196_half -p method cross_entropy -p num_anchors 3 -p seed 4"
+    )
+
+
+def test_what_no_command_gives_is_named():
+    config = Config.resolve(dataset="cars196_half")
+    without = dataclasses.replace(config, classifier_learning_rate=None)
+    with pytest.raises(ValueError, match="classifier_learning_rate=None: no command gives it"):
+        pages.command(without)
+
+
+@pytest.fixture
+def grid(tmp_path):
+    """Full configurations with two seeds each of two settings, one of them recorded twice, and a trial."""
+    for number, (T, seed, r1, purpose) in enumerate(
+        [(1, 0, 0.1, "final"), (1, 0, 0.5, "final"), (1, 1, 0.6, "final"), (3, 0, 0.7, "final"), (3, 1, 0.9, "tuning")]
+    ):
+        config = Config.resolve(dataset="omniglot", num_iterations=T, seed=seed, device="cpu").as_dict()
+        del config["data_root"]
+        created = f"2026-03-01T10:00:0{number}+00:00"
+        made = record(seed, r1, run_id=f"run-{number}", purpose=purpose, config=config, created=created)
+        runs.write_record(made, tmp_path)
+    return tmp_path
+
+
+def test_matching_finds_the_newest_run_of_each_configuration_in_order(grid):
+    wanted = [Config.resolve(dataset="omniglot", num_iterations=T, seed=s) for T in (3, 1, 2) for s in (0, 1)]
+    found = pages.matching(wanted, root=grid)
+    assert found["run_id"].tolist() == ["run-3", "run-1", "run-2"]
+    assert pages.matching(wanted, root=grid, purpose="tuning")["run_id"].tolist() == ["run-4"]
+    assert pages.matching([], root=grid).empty and pages.matching(wanted, root=grid / "absent").empty
+
+
+def test_a_setting_newer_than_a_record_had_its_default(grid):
+    for path in grid.glob("*.json"):
+        made = json.loads(path.read_text())
+        del made["config"]["num_anchors"]
+        path.write_text(json.dumps(made))
+    wanted = Config.resolve(dataset="omniglot", num_iterations=3)
+    table = pages.matching([wanted], root=grid)
+    assert pages.columns(table, "num_anchors")["num_anchors"].tolist() == [Config.num_anchors]
+    assert pages.recorded(num_anchors=Config.num_anchors, purpose="tuning", root=grid)["run_id"].tolist() == ["run-4"]
+    assert configuration_of(pages.command(table.iloc[0])) == dataclasses.replace(wanted, device="cpu")
+
+
+def test_commands_are_listed_with_that_of_the_whole_sweep(grid):
+    table = pages.matching([Config.resolve(dataset="omniglot", seed=s) for s in (0, 1)], root=grid)
+    text = pages.commands(table, "book/sweeps/one.yaml").data
+    assert "`glbook sweep book/sweeps/one.yaml`" in text and "all 2 runs" in text
+    assert all(pages.command(row) in text for _, row in table.iterrows())
+    assert pages.commands(table.iloc[:1]).data == f"Made by `{pages.command(table.iloc[0])}`."
+    assert "records these runs" in pages.commands(table.iloc[:0], "book/sweeps/one.yaml").data

@@ -158,8 +158,53 @@ def test_learning_curves_of_a_table():
 def test_metric_grid_annotates_mean_and_spread():
     data = table(("g", 0, 1, 0.50), ("g", 0, 1, 0.54), ("g", 2, 1, 0.6), ("g", 2, 3, 0.7))
     figure = drawn(plots.metric_grid(data))
-    assert {"52.0\n± 2.8", "60.0", "70.0", "number of iterations", "number of anchors"} <= set(texts(figure))
+    assert {
+        "52.0\n± 2.8",
+        "60.0\n(one run)",
+        "70.0\n(one run)",
+        "–",
+        "number of iterations",
+        "number of anchors",
+    } <= set(texts(figure))
     assert np.isnan(np.ma.filled(figure.axes[0].images[0].get_array(), np.nan)[1, 0])
+
+
+def test_metric_grid_keeps_cells_without_runs_empty():
+    figure = drawn(plots.metric_grid(table(("g", 0, 1, 0.5)), rows=[0, 1, 3], across=[0, 2]))
+    shown = np.ma.filled(figure.axes[0].images[0].get_array(), np.nan)
+    assert shown.shape == (3, 2) and np.isfinite(shown).sum() == 1 and shown[1, 0] == 50
+    assert texts(figure).count("–") == 5
+
+
+def test_setting_curve_shows_the_interval_of_the_mean_and_each_run():
+    from scipy import stats
+
+    values = [0.50, 0.54, 0.58]
+    data = table(*(("g", 0, 1, r1) for r1 in values), ("g", 0, 3, 0.6), ("h", 0, 3, 0.7))
+    figure = drawn(plots.setting_curve(data[data["method"] == "g"], "num_iterations"))
+    (bars,) = figure.axes[0].containers
+    low, high = bars.lines[2][0].get_segments()[0][:, 1]
+    assert np.isclose(high - low, 2 * stats.t.ppf(0.975, 2) * np.std([50, 54, 58], ddof=1) / np.sqrt(3))
+    assert bars.lines[0].get_ydata().tolist() == [54, 60]
+    assert len(bars.lines[2][0].get_segments()[1]) == 0, "a single run has no interval"
+    assert figure.axes[0].lines[-1].get_ydata() == pytest.approx([50, 54, 58, 60])
+    figure = drawn(plots.setting_curve(data, "num_iterations", by="method", log=True))
+    assert {"g", "h", "1", "3", "number of iterations"} <= set(texts(figure))
+
+
+def test_differences_show_intervals_and_seeds_and_mark_what_is_decided():
+    from gl_core import findings
+
+    runs = [("group_loss", 0.5), ("group_loss", 0.52), ("group_loss", 0.54), ("ahead", 0.7), ("ahead", 0.721)]
+    runs += [("ahead", 0.742), ("open", 0.6), ("open", 0.4), ("open", 0.55)]
+    data = table(*((method, 0, 1, r1) for method, r1 in runs)).assign(seed=[0, 1, 2] * 3)
+    compared = findings.compare(data, "group_loss")
+    figure = drawn(plots.differences(compared, "the Group Loss"))
+    assert {"ahead", "open", "difference to the Group Loss (R@1, points)"} <= set(texts(figure))
+    dots = [bar.lines[0] for bar in figure.axes[0].containers]
+    assert [dot.get_xdata()[0] for dot in dots] == pytest.approx([20.1, compared.loc["open", "difference"]])
+    assert dots[0].get_markerfacecolor() != "none" and dots[1].get_markerfacecolor() == "none"
+    assert figure.axes[0].lines[1].get_xdata() == pytest.approx([20, 20.1, 20.2])
 
 
 def test_comparison_shows_every_run():

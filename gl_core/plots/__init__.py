@@ -7,7 +7,7 @@ once. Where an `ax` can be passed, the drawing goes there (see `panels`), and th
 from gl_core.plots.images import embedding_scatter, image_grid, retrieval_gallery, show_batch
 from gl_core.plots.interactive import embedding_explorer, simplex_playground
 from gl_core.plots.propagation import assignments_heatmap, path_on_simplex, similarity_heatmap
-from gl_core.plots.results import comparison, learning_curves, metric_grid
+from gl_core.plots.results import comparison, differences, learning_curves, metric_grid, setting_curve
 from gl_core.plots.style import COLOURS, panels, shortened, use_book_style
 from gl_core.plots.thumbnails import may_be_shown, thumbnails
 
@@ -15,6 +15,7 @@ __all__ = [
     "COLOURS",
     "assignments_heatmap",
     "comparison",
+    "differences",
     "embedding_explorer",
     "embedding_scatter",
     "image_grid",
@@ -24,6 +25,7 @@ __all__ = [
     "panels",
     "path_on_simplex",
     "retrieval_gallery",
+    "setting_curve",
     "shortened",
     "show_batch",
     "similarity_heatmap",

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from gl_core import pages
-from gl_core.plots.style import QUIET, colours, heatmap, panels, spoken
+from gl_core.plots.style import QUIET, RIGHT, WRONG, colours, heatmap, panels, spoken
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,31 +74,106 @@ def metric_grid(
     index: str = "num_iterations",
     columns: str = "num_anchors",
     value: str = "R@1",
+    rows: Sequence | None = None,
+    across: Sequence | None = None,
     ax: Axes | None = None,
     title: str | None = None,
 ) -> Figure:
-    """A metric over two settings: each cell shows the mean over runs, ± one standard deviation where there are several.
+    """A metric over two settings: each cell shows the mean over runs, ± one standard deviation; a single run is marked.
 
-    `index`, `columns` and `value` are columns of the table of runs, or settings of its configurations.
+    `index`, `columns` and `value` are columns of the table of runs, or settings of its configurations. `rows` and `across` are
+    their values, in order; those that have no run stay empty. By default they are those of the table.
     """
     cells = pages.columns(table, index, columns, value).groupby([index, columns])[value]
     scale = 100 if pages.is_fraction(value) else 1
-    mean, spread = cells.mean().unstack(columns) * scale, cells.std(ddof=1).unstack(columns) * scale
+    mean, spread, count = (
+        (factor * found.unstack(columns)).reindex(index=rows, columns=across)
+        for factor, found in ((scale, cells.mean()), (scale, cells.std(ddof=1)), (1, cells.count()))
+    )
     ax = panels(size=(1.6 + 1.05 * mean.shape[1], 1.2 + 0.62 * mean.shape[0]))[1] if ax is None else ax
     picture = heatmap(ax, mean.to_numpy(), title)
     ax.set_aspect("auto")
     middle = (np.nanmin(mean) + np.nanmax(mean)) / 2
     for (row, column), level in np.ndenumerate(mean.to_numpy()):
-        if np.isfinite(level):
-            deviation = spread.iloc[row, column]
-            text = f"{level:.1f}" + (f"\n± {deviation:.1f}" if np.isfinite(deviation) else "")
-            ax.text(
-                column, row, text, ha="center", va="center", fontsize=8.5, color="white" if level > middle else "black"
-            )
+        single = count.iloc[row, column] == 1
+        text = f"{level:.1f}\n" + ("(one run)" if single else f"± {spread.iloc[row, column]:.1f}")
+        ax.text(
+            column, row, text if np.isfinite(level) else "–", ha="center", va="center",
+            fontsize=7 if single else 8.5, color="white" if level > middle else "black",
+        )  # fmt: skip
     ax.set_xticks(range(mean.shape[1]), mean.columns)
     ax.set_yticks(range(mean.shape[0]), mean.index)
     ax.set(xlabel=spoken(columns), ylabel=spoken(index))
     ax.figure.colorbar(picture, ax=ax, label=f"{value} (%)" if scale == 100 else value)
+    return ax.figure
+
+
+def setting_curve(
+    table: "pd.DataFrame",
+    setting: str,
+    metric: str = "R@1",
+    *,
+    by: str | None = None,
+    log: bool = False,
+    ax: Axes | None = None,
+    title: str | None = None,
+) -> Figure:
+    """A metric over the values of a setting: dots for the mean over runs with its 95 % interval, a ring for each run.
+
+    `setting` holds numbers; `by`, a column or another setting, gives a line for each of its values. The interval is that of
+    Student's t over the runs; where there is one run there is none. `log` spaces the values by their logarithm.
+    """
+    from scipy import stats
+
+    data = pages.columns(table, setting, metric, *[by] * (by is not None)).dropna(subset=[metric]).sort_values(setting)
+    scale = 100 if pages.is_fraction(metric) else 1
+    data[metric] *= scale
+    ax = panels(size=(4.6, 3.2))[1] if ax is None else ax
+    groups = {"": data} if by is None else {spoken(name): part for name, part in data.groupby(by, sort=True)}
+    for colour, (name, part) in zip(colours(len(groups)), groups.items(), strict=True):
+        values = part.groupby(setting)[metric]
+        mean, n = values.mean(), values.count()
+        margin = stats.t.ppf(0.975, (n - 1).clip(lower=1)) * values.std(ddof=1) / np.sqrt(n)
+        ax.errorbar(mean.index, mean, yerr=margin, color=colour, marker="o", markersize=5, capsize=3, label=name)
+        ax.plot(part[setting], part[metric], "o", color=colour, markersize=4, markerfacecolor="none", alpha=0.6)
+    if log:
+        ax.set_xscale("log")
+    levels = sorted(data[setting].unique())
+    ax.set_xticks(levels, [f"{level:g}" for level in levels])
+    ax.minorticks_off()
+    ax.set(xlabel=spoken(setting), ylabel=f"{metric} (%)" if scale == 100 else metric)
+    if by is not None:
+        ax.legend(title=spoken(by), fontsize=8, title_fontsize=8)
+    if title:
+        ax.set_title(title)
+    return ax.figure
+
+
+def differences(
+    compared: "pd.DataFrame", reference: str, *, metric: str = "R@1", ax: Axes | None = None, title: str | None = None
+) -> Figure:
+    """Groups against a reference: a dot for the mean difference with its 95 % interval, a ring for each seed.
+
+    `compared` is a table of `gl_core.findings.compare`; `reference` is how its reference is called. The row of the reference is
+    left out. Filled dots are differences that the seeds decide.
+    """
+    shown = compared[compared["margin"].notna() | (compared["difference"] != 0)]
+    ax = panels(size=(5.6, 1.0 + 0.36 * max(1, len(shown))))[1] if ax is None else ax
+    ax.axvline(0, color=QUIET, linestyle="--", linewidth=1.2)
+    for place, (_, row) in enumerate(shown.iterrows()):
+        decided = row["verdict"] != "undecided"
+        colour = QUIET if not decided else RIGHT if row["difference"] > 0 else WRONG
+        found = row["differences"]
+        ax.plot(found, np.full(len(found), place + 0.24), "o", markersize=4, markerfacecolor="none", color=colour)
+        ax.errorbar(
+            row["difference"], place, xerr=None if np.isnan(row["margin"]) else row["margin"], fmt="o", markersize=7,
+            color=colour, markerfacecolor=colour if decided else "none", capsize=3,
+        )  # fmt: skip
+    ax.set_yticks(range(len(shown)), [spoken(name) if isinstance(name, str) else f"{name:g}" for name in shown.index])
+    unit = f"{metric}, points" if pages.is_fraction(metric) else metric
+    ax.set(xlabel=f"difference to {reference} ({unit})", ylim=(len(shown) - 0.4, -0.6))
+    if title:
+        ax.set_title(title)
     return ax.figure
 
 

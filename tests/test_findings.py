@@ -1,0 +1,188 @@
+"""What pages say of recorded runs, against the numbers in the records."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from scipy import stats
+from test_pages import record
+
+from gl_core import findings, pages, runs
+
+
+def write(folder, values):
+    """Records of {(method, T, anchors): [R@1 of seed 0, 1, ...]}; a None is a seed without a run."""
+    number = 0
+    for (method, T, anchors), metrics in values.items():
+        for seed, r1 in enumerate(metrics):
+            if r1 is None:
+                continue
+            number += 1
+            made = record(
+                seed, r1, method=method, run_id=f"run-{number:03}", config={"num_iterations": T, "num_anchors": anchors}
+            )
+            runs.write_record(made, folder)
+    return runs.load_runs(folder)
+
+
+def rewrite(folder, change):
+    """The records again, with R@1 changed."""
+    for path in folder.glob("*.json"):
+        made = json.loads(path.read_text())
+        made["metrics"]["R@1"] = change(made)
+        path.write_text(json.dumps(made))
+    return runs.load_runs(folder)
+
+
+def by_hand(folder):
+    """R@1 in percent by (method, T, anchors) and seed, straight from the files."""
+    found = {}
+    for path in sorted(folder.glob("*.json")):
+        made = json.loads(path.read_text())
+        key = made["method"], made["config"]["num_iterations"], made["config"]["num_anchors"]
+        found.setdefault(key, {})[made["seed"]] = 100 * made["metrics"]["R@1"]
+    return found
+
+
+def said(text):
+    """The numbers with one decimal in a text."""
+    return [float(number) for number in re.findall(r"[+-]?\d+\.\d", text)]
+
+
+METHODS = {
+    ("group_loss", 1, 2): [0.800, 0.820, 0.870, 0.830],
+    ("triplet", 1, 2): [0.700, 0.722, 0.769, 0.731],
+    ("arcface", 1, 2): [0.850, 0.874, 0.921, 0.879],
+    ("contrastive", 1, 2): [0.810, 0.790, 0.880, 0.829],
+}
+
+
+def test_a_comparison_is_the_paired_t_test_over_seeds(tmp_path):
+    made = findings.compare(write(tmp_path, METHODS), "group_loss")
+    values = {method: list(seeds.values()) for (method, _, _), seeds in by_hand(tmp_path).items()}
+    for method, own in values.items():
+        assert made.loc[method, "mean"] == pytest.approx(np.mean(own))
+        assert made.loc[method, "std"] == pytest.approx(np.std(own, ddof=1))
+        if method == "group_loss":
+            continue
+        tested = stats.ttest_rel(own, values["group_loss"])
+        interval = tested.confidence_interval(0.95)
+        assert made.loc[method, "difference"] == pytest.approx((interval.low + interval.high) / 2)
+        assert made.loc[method, "margin"] == pytest.approx((interval.high - interval.low) / 2)
+        assert made.loc[method, "seeds"] == 4
+    assert made["verdict"].to_dict() == {
+        "group_loss": "undecided", "triplet": "behind", "arcface": "ahead", "contrastive": "undecided"
+    }  # fmt: skip
+
+
+def test_the_p_values_are_corrected_for_the_number_of_comparisons(tmp_path):
+    made = findings.compare(write(tmp_path, METHODS), "group_loss").drop(index="group_loss")
+    values = {method: list(seeds.values()) for (method, _, _), seeds in by_hand(tmp_path).items()}
+    raw = {method: stats.ttest_rel(values[method], values["group_loss"]).pvalue for method in made.index}
+    smallest, middle, largest = sorted(raw, key=raw.get)
+    # Holm: 3, 2 and 1 times, never below the one before
+    assert made.loc[smallest, "p"] == pytest.approx(3 * raw[smallest])
+    assert made.loc[middle, "p"] == pytest.approx(max(3 * raw[smallest], 2 * raw[middle]))
+    assert made.loc[largest, "p"] == pytest.approx(raw[largest])
+
+
+def test_only_shared_seeds_are_compared_and_fewer_than_two_decide_nothing(tmp_path):
+    made = findings.compare(
+        write(tmp_path, {("a", 1, 2): [0.5, 0.6, None], ("b", 1, 2): [None, 0.7, 0.9], ("c", 1, 2): [None, None, 0.1]}),
+        "a",
+    )
+    assert made.loc["b", ["difference", "seeds"]].tolist() == pytest.approx([10, 1])
+    assert made.loc["c", "seeds"] == 0 and made["margin"].isna().all() and set(made["verdict"]) == {"undecided"}
+
+
+def test_within_averages_the_cells_that_both_have_before_the_test(tmp_path):
+    values = {("g", T, a): [0.5 + 0.1 * T + 0.01 * a * s for s in range(3)] for T in (1, 2) for a in (0, 1)}
+    values["g", 2, 4] = [0.9, 0.9, 0.9]  # T = 1 has no such cell
+    table = write(tmp_path, values)
+    made = findings.compare(table, 1, by="num_iterations", within=["num_anchors"])
+    assert made.loc[2, "difference"] == pytest.approx(10) and made.loc[2, "seeds"] == 3
+
+
+def test_the_newest_run_of_a_seed_counts(tmp_path):
+    table = pages.as_table([record(0, 0.1, run_id="old"), record(0, 0.7, run_id="new"), record(1, 0.5)])
+    assert findings.cells(table, "method").loc["group_loss", ["mean", "runs"]].tolist() == [60, 2]
+
+
+@pytest.mark.parametrize("ours", ["group_loss", "triplet"])
+def test_the_ranking_says_the_numbers_of_the_records(tmp_path, ours):
+    found = findings.ranking(write(tmp_path, METHODS), ours)
+    values = {method: list(seeds.values()) for (method, _, _), seeds in by_hand(tmp_path).items()}
+    order = sorted(values, key=lambda method: -np.mean(values[method]))
+    assert found.numbers["place"] == order.index(ours) + 1
+    assert ["first", "second", "third", "fourth"][order.index(ours)] + " of 4 methods" in found.text
+    for method in values:
+        assert found.numbers[f"mean {method}"] == pytest.approx(np.mean(values[method]))
+    assert said(found.text)[:2] == [round(np.mean(values[ours]), 1), round(np.mean(values[order[0]]), 1)]
+    for method in set(values) - {ours}:
+        difference = np.mean(np.subtract(values[method], values[ours]))
+        margin = stats.t.ppf(0.975, 3) * np.std(np.subtract(values[method], values[ours]), ddof=1) / 2
+        assert f"{method.replace('_', ' ')} ({difference:+.1f} ± {margin:.1f})" in found.text
+
+
+def test_a_ranking_that_is_lost_is_said_to_be_lost(tmp_path):
+    text = findings.ranking(write(tmp_path, METHODS)).text
+    assert "Group Loss is second of 4 methods" in text and "the first is arcface" in text
+    assert "Ahead of the Group Loss: arcface" in text and "Behind the Group Loss: triplet" in text
+    assert "Undecided against the Group Loss: contrastive" in text
+
+
+GRID = {
+    ("g", T, a): [0.5 + 0.05 * T + 0.01 * a + 0.002 * s * (a + 1) for s in range(3)] for T in (0, 1, 3) for a in (0, 2)
+}
+
+
+def test_the_best_cell_against_the_usual_one(tmp_path):
+    found = findings.best(write(tmp_path, GRID), {"num_iterations": 1, "num_anchors": 2})
+    values = by_hand(tmp_path)
+    top, usual = values["g", 3, 2], values["g", 1, 2]
+    assert found.numbers["best"] == pytest.approx(np.mean(list(top.values())))
+    assert found.numbers["difference"] == pytest.approx(np.mean([top[seed] - usual[seed] for seed in top]))
+    assert "$T$ = 3, 2 anchors" in found.text and "6 cells" in found.text
+    assert said(found.text)[1] == round(found.numbers["best"], 1)
+
+
+def test_the_trend_of_a_setting(tmp_path):
+    found = findings.trend(write(tmp_path, GRID), 1, by="num_iterations", within=["num_anchors"])
+    assert found.numbers["difference 3"] == pytest.approx(10) and found.numbers["difference 0"] == pytest.approx(-5)
+    assert "highest with $T$ = 3" in found.text and "Ahead of $T$ = 1: 3 (+10.0 ± 0.0)" in found.text
+
+
+@pytest.mark.parametrize(
+    "finding",
+    [
+        lambda table: findings.best(table, {"num_iterations": 1, "num_anchors": 2}),
+        lambda table: findings.trend(table, 1, by="num_iterations", within=["num_anchors"]),
+        lambda table: findings.ranking(table.assign(method=[f"T{c['num_iterations']}" for c in table["config"]]), "T1"),
+    ],
+)
+def test_a_changed_record_changes_the_sentence(tmp_path, finding):
+    before = finding(write(tmp_path, {key: value for key, value in GRID.items() if key[2] == 2}))
+    after = finding(
+        rewrite(tmp_path, lambda made: made["metrics"]["R@1"] - 0.07 * (made["config"]["num_iterations"] == 3))
+    )
+    assert before.text != after.text and before.numbers != after.numbers
+    assert before._repr_markdown_() == before.text
+
+
+def test_single_runs_are_said_to_be_single(tmp_path):
+    table = write(tmp_path, {key: values[:1] for key, values in GRID.items()})
+    assert "**undecided**" in findings.best(table, {"num_iterations": 1, "num_anchors": 2}).text
+    assert "0 (one run), 3 (one run)" in findings.trend(table, 1, by="num_iterations", within=["num_anchors"]).text
+    only = table[[config == {"num_iterations": 1, "num_anchors": 2} for config in table["config"]]]
+    assert "nothing to compare" in findings.trend(only, 1, by="num_iterations").text
+    assert "nothing to compare" in findings.ranking(only, "g").text
+    assert "one cell" in findings.best(only, {"num_iterations": 1}).text
+
+
+def test_a_reference_without_runs_is_named(tmp_path):
+    table = write(tmp_path, METHODS)
+    with pytest.raises(ValueError, match="reference='softmax': must be one of arcface, contrastive"):
+        findings.compare(table.sort_values("method"), "softmax")
+    found = findings.best(table, {"num_iterations": 1, "num_anchors": 7})
+    assert "difference" not in found.numbers

@@ -154,6 +154,21 @@ def test_a_page_fits_a_phone(browser, address, name):
         assert visit.faults == []
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_can_be_used_by_everyone(browser, address, name, scheme):
+    from axe_playwright_python.sync_playwright import Axe
+
+    with Visit(browser, address, f"{name}.html", DESKTOP, scheme) as visit:
+        found = Axe().run(visit.page).response["violations"]
+        grave = [
+            (violation["id"], violation["help"], violation["nodes"][0]["html"][:200])
+            for violation in found
+            if violation["impact"] in ("serious", "critical")
+        ]
+        assert grave == []
+
+
 def test_the_playground_computes_what_the_library_does(browser, address):
     with Visit(browser, address, "propagation.html", DESKTOP) as visit:
         figure = visit.page.locator(".interactive.simplex")

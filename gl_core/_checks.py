@@ -77,16 +77,22 @@ def mask(name: str, tensor: Tensor, length: int) -> None:
 def similarity(name: str, tensor: Tensor, assignments: Tensor) -> None:
     """`tensor` is (n, n) and `assignments` is (n, C), both finite and nowhere negative."""
     matrix("assignments", assignments)
+    weights(name, tensor, "assignments", len(assignments))
+    _not_negative("assignments", assignments)
+
+
+def weights(name: str, tensor: Tensor, of: str, n: int) -> None:
+    """`tensor` is (n, n), finite and nowhere negative; n is the number of rows of the argument `of`."""
     matrix(name, tensor)
-    if tensor.shape != (len(assignments), len(assignments)):
-        raise ValueError(
-            f"{name} has shape {tuple(tensor.shape)}: must be ({len(assignments)}, {len(assignments)}), as assignments has "
-            f"{len(assignments)} rows"
-        )
+    if tensor.shape != (n, n):
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}: must be ({n}, {n}), as {of} has {n} rows")
+    _not_negative(name, tensor)
+
+
+def _not_negative(name: str, tensor: Tensor) -> None:
     if not _skip_values():
-        for what, values in ((name, tensor), ("assignments", assignments)):
-            least = values.detach().amin()
-            _values(least >= 0, lambda what=what, least=least: f"{what} holds {least.item()}: must not be negative")
+        least = tensor.detach().amin()
+        _values(least >= 0, lambda: f"{name} holds {least.item()}: must not be negative")
 
 
 def temperature(value: float) -> None:

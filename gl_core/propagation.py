@@ -133,6 +133,13 @@ def initial_assignments(
     _checks.labels("labels", labels, length=len(logits), num_classes=logits.shape[1])
     _checks.mask("anchors", anchors, length=len(logits))
     _checks.temperature(temperature)
+    return assign(logits, labels, anchors, temperature)
+
+
+def assign(
+    logits: Float[Tensor, "n C"], labels: Int[Tensor, "n"], anchors: Bool[Tensor, "n"], temperature: float
+) -> Float[Tensor, "n C"]:
+    """`initial_assignments` of arguments that have been checked."""
     (logits,) = at_least_float32(logits)
     softmax = torch.softmax(logits / temperature, dim=1)
     onehot = torch.zeros_like(softmax).scatter_(1, labels[:, None].long(), 1)
@@ -164,6 +171,14 @@ def replicator_dynamics(
     """
     _checks.similarity("similarity", similarity, assignments)
     _checks.count("num_iterations", num_iterations, least=0)
+    path = propagate(similarity, assignments, num_iterations)
+    return torch.stack(path) if return_path else path[-1]
+
+
+def propagate(
+    similarity: Float[Tensor, "n n"], assignments: Float[Tensor, "n C"], num_iterations: int
+) -> list[Float[Tensor, "n C"]]:
+    """The path of `replicator_dynamics`, of arguments that have been checked."""
     similarity, assignments = at_least_float32(similarity, assignments)
     path = [assignments]
     with without_autocast(assignments):
@@ -172,7 +187,7 @@ def replicator_dynamics(
             total = supported.sum(dim=1, keepdim=True)
             heard = total > 0
             path.append(torch.where(heard, supported / torch.where(heard, total, 1), path[-1]))
-    return torch.stack(path) if return_path else path[-1]
+    return path
 
 
 def average_consistency(similarity: Float[Tensor, "n n"], assignments: Float[Tensor, "n C"]) -> Float[Tensor, ""]:

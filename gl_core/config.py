@@ -42,6 +42,7 @@ class Config:
     num_iterations: int = 1
     temperature: float = 10.0
     similarity: str = "pearson"
+    dynamics: str = "replicator"
     cross_entropy_weight: float = 1.0
     # The other losses have options of their own (see gl_core.baselines); what is left out is as their papers have it.
     loss_options: dict | None = None
@@ -79,12 +80,14 @@ class Config:
         from gl_core.images import AUGMENTATIONS
         from gl_core.loss import SIMILARITIES
         from gl_core.models import BACKBONES
+        from gl_core.propagation import DYNAMICS
 
         for name, choices in {
             "dataset": datasets.names(),
             "method": METHODS,
             "backbone": BACKBONES,
             "similarity": SIMILARITIES,
+            "dynamics": DYNAMICS,
             "optimizer": OPTIMIZERS,
             "schedule": ("cosine", "constant"),
             "augmentation": AUGMENTATIONS,

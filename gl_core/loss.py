@@ -4,6 +4,7 @@ Source: Elezi et al., "The Group Loss for Deep Metric Learning", ECCV 2020; sett
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from gl_core import _checks
 from gl_core.fast_loss import ITERATIONS, fast_losses
 from gl_core.propagation import (
+    DYNAMICS,
     assign,
     at_least_float32,
     cosine_similarity,
@@ -24,7 +26,12 @@ from gl_core.propagation import (
 
 __all__ = ["SIMILARITIES", "CrossEntropyLoss", "GroupLoss", "group_loss"]
 
-SIMILARITIES: dict[str, Callable[[Tensor], Tensor]] = {"pearson": pearson_similarity, "cosine": cosine_similarity}
+SIMILARITIES: dict[str, Callable[[Tensor], Tensor]] = {
+    "pearson": pearson_similarity,
+    "cosine": cosine_similarity,
+    "pearson_shifted": partial(pearson_similarity, negatives="shift"),
+    "cosine_shifted": partial(cosine_similarity, negatives="shift"),
+}
 PATHS = ("auto", "plain", "fast")
 
 
@@ -37,6 +44,7 @@ def group_loss(
     num_iterations: int = 1,
     temperature: float = 10.0,
     similarity: str | Callable[[Float[Tensor, "n d"]], Float[Tensor, "n n"]] = "pearson",
+    dynamics: str = "replicator",
     path: str = "auto",
 ) -> Float[Tensor, ""]:
     """Cross-entropy of the labels after they have been propagated through the batch.
@@ -53,9 +61,11 @@ def group_loss(
         num_anchors: anchors per class, 0 or more; classes with fewer images give all they have.
         num_iterations: T, 0 or more.
         temperature: above 0; divides the logits of the images that are not anchors.
-        similarity: "pearson", "cosine", or a function of the features that returns an (n, n) matrix without negative entries.
+        similarity: a name of `SIMILARITIES`, or a function of the features that returns an (n, n) matrix without negative
+            entries.
+        dynamics: "replicator" or "exponential".
         path: "plain" computes as the formula reads, for any T and any order of derivatives; "fast" gives the same loss and
-            gradient for T up to 2 (see `gl_core.fast_loss`), without second derivatives; "auto" is the faster of the two. Under
+            gradient of replicator dynamics for T up to 2 (see `gl_core.fast_loss`), without second derivatives; "auto" is the faster of the two. Under
             `torch.compile` the path is plain.
 
     Returns a scalar, 0 or more, in float32 or wider whatever autocast says. For finite input it is finite, and so is its
@@ -78,6 +88,7 @@ def group_loss(
         num_iterations=num_iterations,
         temperature=temperature,
         similarity=similarity,
+        dynamics=dynamics,
         path=path,
     ).mean()
 
@@ -91,6 +102,7 @@ def _group_losses(
     num_iterations,
     temperature,
     similarity,
+    dynamics,
     path,
     cross_entropy_weight=0.0,
 ) -> Float[Tensor, "n"]:
@@ -106,7 +118,8 @@ def _group_losses(
         W = similarity_function(similarity)(features)
         if callable(similarity):
             _checks.weights("similarity", W, "features", len(features))
-        losses = fast_losses if _takes_fast_path(path, num_iterations, *logits.shape) else _plain_losses
+        fast = _takes_fast_path(path, num_iterations, dynamics, *logits.shape)
+        losses = fast_losses if fast else partial(_plain_losses, dynamics=dynamics)
         return losses(
             W,
             logits,
@@ -119,9 +132,9 @@ def _group_losses(
 
 
 def _plain_losses(
-    W, logits, labels, anchors, *, num_iterations, temperature, cross_entropy_weight
+    W, logits, labels, anchors, *, num_iterations, temperature, cross_entropy_weight, dynamics="replicator"
 ) -> Float[Tensor, "n"]:
-    X = propagate(W, assign(logits, labels, anchors, temperature), num_iterations)[-1]
+    X = propagate(W, assign(logits, labels, anchors, temperature), num_iterations, dynamics)[-1]
     own = X.gather(1, labels[:, None].long()).squeeze(1)
     losses = -own.clamp_min(torch.finfo(own.dtype).tiny).log()
     if cross_entropy_weight:
@@ -130,15 +143,20 @@ def _plain_losses(
     return losses
 
 
-def _takes_fast_path(path: str, num_iterations: int, n: int, C: int) -> bool:
+def _takes_fast_path(path: str, num_iterations: int, dynamics: str, n: int, C: int) -> bool:
     _checks.choice("path", path, PATHS)
-    if path == "fast" and num_iterations not in ITERATIONS:
-        raise ValueError(f"path='fast': knows num_iterations up to {ITERATIONS[-1]}, not {num_iterations}")
+    _checks.choice("dynamics", dynamics, DYNAMICS)
+    known = num_iterations in ITERATIONS and dynamics == "replicator"
+    if path == "fast" and not known:
+        raise ValueError(
+            f"path='fast': knows replicator dynamics of up to {ITERATIONS[-1]} iterations, "
+            f"not {dynamics} dynamics of {num_iterations}"
+        )
     if torch.compiler.is_compiling():
         return False
     # Measured on two cores: the fast path has more steps, of (n, n), and pays where the (n, C) ones outweigh them.
     pays = C >= 3 * n and n * C >= 2**15
-    return path == "fast" or (path == "auto" and num_iterations in ITERATIONS and pays)
+    return path == "fast" or (path == "auto" and known and pays)
 
 
 def similarity_function(similarity: str | Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -219,8 +237,9 @@ class GroupLoss(CrossEntropyLoss):
         num_anchors: anchors per class, below K so that there is something left to learn from; published 2 to 3.
         num_iterations: T; published 1.
         temperature: above 0; published 24 to 79. The default of 10 suits small networks.
-        similarity: "pearson", "cosine", or a function of the embeddings.
+        similarity: a name of `SIMILARITIES`, or a function of the embeddings.
         cross_entropy_weight: 0 or more. Without this term the authors lose about one point of R@1.
+        dynamics: "replicator" or "exponential".
         path: "auto", "plain" or "fast"; see `group_loss`.
 
     >>> loss = GroupLoss(num_classes=100, embedding_size=64)
@@ -239,6 +258,7 @@ class GroupLoss(CrossEntropyLoss):
         temperature: float = 10.0,
         similarity: str | Callable[[Tensor], Tensor] = "pearson",
         cross_entropy_weight: float = 1.0,
+        dynamics: str = "replicator",
         path: str = "auto",
     ) -> None:
         super().__init__(num_classes, embedding_size)
@@ -246,7 +266,7 @@ class GroupLoss(CrossEntropyLoss):
         _checks.count("num_iterations", num_iterations, least=0)
         _checks.temperature(temperature)
         similarity_function(similarity)
-        _takes_fast_path(path, num_iterations, 1, 1)
+        _takes_fast_path(path, num_iterations, dynamics, 1, 1)
         if not 0 <= cross_entropy_weight < float("inf"):
             raise ValueError(f"cross_entropy_weight={cross_entropy_weight}: must be a finite number, 0 or more")
         self.num_anchors = num_anchors
@@ -254,6 +274,7 @@ class GroupLoss(CrossEntropyLoss):
         self.temperature = temperature
         self.similarity = similarity
         self.cross_entropy_weight = cross_entropy_weight
+        self.dynamics = dynamics
         self.path = path
 
     def losses(self, embeddings: Float[Tensor, "n d"], labels: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
@@ -266,15 +287,16 @@ class GroupLoss(CrossEntropyLoss):
             num_iterations=self.num_iterations,
             temperature=self.temperature,
             similarity=self.similarity,
+            dynamics=self.dynamics,
             path=self.path,
             cross_entropy_weight=self.cross_entropy_weight,
         )
 
     def extra_repr(self) -> str:
-        similarity = self.similarity if isinstance(self.similarity, str) else self.similarity.__name__
+        similarity = getattr(self.similarity, "__name__", self.similarity)
         return (
             f"num_anchors={self.num_anchors}, num_iterations={self.num_iterations}, temperature={self.temperature}, "
-            f"similarity={similarity}, cross_entropy_weight={self.cross_entropy_weight}"
+            f"similarity={similarity}, cross_entropy_weight={self.cross_entropy_weight}, dynamics={self.dynamics}"
         )
 
 

@@ -11,7 +11,8 @@ Symbols: n images, d features, C classes, T iterations. Everything here runs in 
 products of probabilities fall below what half precision can hold.
 
 Source: Elezi et al., "The Group Loss for Deep Metric Learning", ECCV 2020. The dynamics are those of Hummel and Zucker's
-relaxation labelling (1983); that they climb the average consistency is a theorem of Baum and Eagon (1967).
+relaxation labelling (1983); that they climb the average consistency is a theorem of Baum and Eagon (1967). The exponential
+variant is that of Pelillo and Torsello, "Payoff-Monotonic Game Dynamics and the Maximum Clique Problem", 2006.
 """
 
 import torch
@@ -29,6 +30,12 @@ __all__ = [
     "select_anchors",
 ]
 
+NEGATIVES = ("cut", "shift")
+DYNAMICS = ("replicator", "exponential")
+# The rate of exponential dynamics that the public library of dominant sets (S. Vascon, DominantSetLibrary) uses for payoffs
+# that are, as here, means of similarities in [0, 1].
+RATE = 10.0
+
 
 def at_least_float32(*tensors: Tensor) -> list[Tensor]:
     """The tensors in one floating dtype, the widest among them and float32."""
@@ -43,15 +50,19 @@ def without_autocast(tensor: Tensor) -> torch.autocast:
     return torch.autocast(tensor.device.type, enabled=False)
 
 
-def pearson_similarity(features: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
-    """Pearson correlation between the feature vectors of each pair of images, negatives set to 0.
+def pearson_similarity(features: Float[Tensor, "n d"], *, negatives: str = "cut") -> Float[Tensor, "n n"]:
+    """Pearson correlation between the feature vectors of each pair of images, made nowhere negative.
 
-        W_ij = max(0, <f_i - mean(f_i), f_j - mean(f_j)> / (|f_i - mean(f_i)| |f_j - mean(f_j)|))
+        r_ij = <f_i - mean(f_i), f_j - mean(f_j)> / (|f_i - mean(f_i)| |f_j - mean(f_j)|)
+
+        cut:    W_ij = max(0, r_ij)
+        shift:  W_ij = (r_ij - m) / (1 - m),   m = min(0, min_ij r_ij)
 
     Symmetric (to rounding), in [0, 1], with ones on the diagonal (as in the authors' released code; their documentation says zeros). A row
-    of zero variance correlates with nothing: zero everywhere but on the diagonal.
+    of zero variance correlates with nothing: r is zero everywhere but on the diagonal. Cutting is what the authors do. Shifting
+    keeps the order of the dissimilar, and lets all but the least similar images speak; the gradient passes through m.
 
-    Raises ValueError if `features` is not a matrix of finite numbers.
+    Raises ValueError if `features` is not a matrix of finite numbers or `negatives` is unknown.
 
     >>> pearson_similarity(torch.tensor([[1., 2., 3.], [2., 4., 6.], [3., 2., 1.]]))
     tensor([[1., 1., 0.],
@@ -62,21 +73,22 @@ def pearson_similarity(features: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
     (features,) = at_least_float32(features)
     # Dividing by the largest value first changes no correlation, but keeps the sum below from overflowing.
     features = features / _largest(features)
-    return _cosine(features - features.mean(dim=1, keepdim=True))
+    return _cosine(features - features.mean(dim=1, keepdim=True), negatives)
 
 
-def cosine_similarity(features: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
-    """Cosine of the angle between the feature vectors of each pair of images, negatives set to 0.
+def cosine_similarity(features: Float[Tensor, "n d"], *, negatives: str = "cut") -> Float[Tensor, "n n"]:
+    """Cosine of the angle between the feature vectors of each pair of images, made nowhere negative.
 
-        W_ij = max(0, <f_i, f_j> / (|f_i| |f_j|))
+        r_ij = <f_i, f_j> / (|f_i| |f_j|)
 
-    Symmetric (to rounding), in [0, 1], with ones on the diagonal. A zero vector resembles nothing: zero everywhere but on the diagonal.
+    The negatives are cut or shifted as those of `pearson_similarity`. Symmetric (to rounding), in [0, 1], with ones on the
+    diagonal. A zero vector resembles nothing: r is zero everywhere but on the diagonal.
 
-    Raises ValueError if `features` is not a matrix of finite numbers.
+    Raises ValueError if `features` is not a matrix of finite numbers or `negatives` is unknown.
     """
     _checks.matrix("features", features)
     (features,) = at_least_float32(features)
-    return _cosine(features / _largest(features))
+    return _cosine(features / _largest(features), negatives)
 
 
 def _largest(features: Float[Tensor, "n d"]) -> Float[Tensor, "n 1"]:
@@ -85,8 +97,9 @@ def _largest(features: Float[Tensor, "n d"]) -> Float[Tensor, "n 1"]:
     return torch.where(largest > 0, largest, 1)
 
 
-def _cosine(vectors: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
-    """Cosines of rows whose largest magnitude is around 1, cut to [0, 1]."""
+def _cosine(vectors: Float[Tensor, "n d"], negatives: str) -> Float[Tensor, "n n"]:
+    """Cosines of rows whose largest magnitude is around 1, cut or shifted to [0, 1]."""
+    _checks.choice("negatives", negatives, NEGATIVES)
     squared = (vectors * vectors).sum(dim=1, keepdim=True)
     # What rounding leaves of a constant row after centring is noise, not a direction. The norm is taken of the safe value,
     # not of zero, whose square root has no finite gradient.
@@ -97,7 +110,11 @@ def _cosine(vectors: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
     with without_autocast(vectors):
         cosines = directions @ directions.T
     itself = torch.eye(len(vectors), dtype=torch.bool, device=vectors.device)
-    return cosines.clamp(0, 1).masked_fill(itself, 1)
+    if negatives == "cut":
+        return cosines.clamp(0, 1).masked_fill(itself, 1)
+    cosines = cosines.clamp(-1, 1).masked_fill(itself, 1)
+    lowest = cosines.amin().clamp_max(0)
+    return (cosines - lowest) / (1 - lowest)
 
 
 def select_anchors(labels: Int[Tensor, "n"], num_anchors: int) -> Bool[Tensor, "n"]:
@@ -151,17 +168,22 @@ def replicator_dynamics(
     assignments: Float[Tensor, "n C"],
     num_iterations: int,
     return_path: bool = False,
+    *,
+    dynamics: str = "replicator",
 ) -> Float[Tensor, "n C"] | Float[Tensor, "T+1 n C"]:
     """Refine the assignments `num_iterations` times by the assignments of similar images.
 
-        X_ic <- X_ic (W X)_ic / sum_k X_ik (W X)_ik
+        replicator:   X_ic <- X_ic S_ic / sum_k X_ik S_ik,                       S = W X
+        exponential:  X_ic <- X_ic exp(10 S_ic) / sum_k X_ik exp(10 S_ik),       S = W X, rows of W divided by their sums
 
-    An entry of 0 stays 0, so one-hot rows (the anchors) never change. A row whose support vanishes (the denominator is 0,
-    because nothing similar believes in any class that this row believes in) has heard nothing and keeps its assignment.
-    For symmetric W with no negative entries no iteration lowers `average_consistency`.
+    An entry of 0 stays 0, so one-hot rows (the anchors) never change. A row whose support vanishes (the denominator of
+    `replicator` is 0, because nothing similar believes in any class that this row believes in) has heard nothing and keeps its
+    assignment. For symmetric W with no negative entries no iteration of `replicator` lowers `average_consistency`; the
+    exponential dynamics move faster where neighbours agree, and make no such promise.
 
     Returns the refined assignments, or with `return_path` all of them from the first (T = 0) to the last, (T + 1, n, C).
-    Raises ValueError if the shapes disagree, an entry is negative or not finite, or `num_iterations` is negative.
+    Raises ValueError if the shapes disagree, an entry is negative or not finite, `num_iterations` is negative, or `dynamics` is
+    unknown.
 
     >>> W = torch.tensor([[1., .5], [.5, 1.]])
     >>> X = torch.tensor([[1., 0.], [.5, .5]])           # an anchor, and an image that resembles it
@@ -171,19 +193,24 @@ def replicator_dynamics(
     """
     _checks.similarity("similarity", similarity, assignments)
     _checks.count("num_iterations", num_iterations, least=0)
-    path = propagate(similarity, assignments, num_iterations)
+    _checks.choice("dynamics", dynamics, DYNAMICS)
+    path = propagate(similarity, assignments, num_iterations, dynamics)
     return torch.stack(path) if return_path else path[-1]
 
 
 def propagate(
-    similarity: Float[Tensor, "n n"], assignments: Float[Tensor, "n C"], num_iterations: int
+    similarity: Float[Tensor, "n n"], assignments: Float[Tensor, "n C"], num_iterations: int, dynamics: str
 ) -> list[Float[Tensor, "n C"]]:
     """The path of `replicator_dynamics`, of arguments that have been checked."""
     similarity, assignments = at_least_float32(similarity, assignments)
+    if dynamics == "exponential":
+        row_sums = similarity.sum(dim=1, keepdim=True)
+        similarity = similarity / torch.where(row_sums > 0, row_sums, 1)
     path = [assignments]
     with without_autocast(assignments):
         for _ in range(num_iterations):
-            supported = path[-1] * (similarity @ path[-1])
+            support = similarity @ path[-1]
+            supported = path[-1] * (support if dynamics == "replicator" else (RATE * support).exp())
             total = supported.sum(dim=1, keepdim=True)
             heard = total > 0
             path.append(torch.where(heard, supported / torch.where(heard, total, 1), path[-1]))

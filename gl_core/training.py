@@ -46,6 +46,7 @@ def build_loss(config: Config, num_classes: int, embedding_size: int) -> CrossEn
         num_iterations=config.num_iterations,
         temperature=config.temperature,
         similarity=config.similarity,
+        dynamics=config.dynamics,
         cross_entropy_weight=config.cross_entropy_weight,
     )
 

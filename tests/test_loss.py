@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gl_core.loss import CrossEntropyLoss, GroupLoss, group_loss
+from gl_core.loss import SIMILARITIES, CrossEntropyLoss, GroupLoss, group_loss
+from gl_core.propagation import DYNAMICS
 
 
 def batch(n=12, d=8, C=6, dtype=torch.float32, seed=0, classes=3):
@@ -165,12 +166,58 @@ def test_a_similarity_of_ones_own():
     assert "Identity" not in repr(GroupLoss(6, 8)) and "num_anchors=2" in repr(GroupLoss(6, 8))
 
 
-def test_compiles_to_one_graph():
+def gradients(function, *arguments):
+    """The value of a function, and its gradients with respect to the arguments that are floats."""
+    arguments = [a.clone().requires_grad_(a.is_floating_point()) for a in arguments]
+    value = function(*arguments)
+    return [value.detach(), *torch.autograd.grad(value, [a for a in arguments if a.requires_grad])]
+
+
+@pytest.mark.parametrize("path", ["auto", "plain", "fast"])
+@pytest.mark.parametrize(("n", "C"), [(12, 6), (54, 2000)])
+def test_compiles_to_one_graph(n, C, path):
+    def function(*arguments):
+        return group_loss(*arguments, path=path)
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    expected = gradients(function, *batch(n=n, C=C))
+    for actual, wanted in zip(gradients(compiled, *batch(n=n, C=C)), expected, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-7)
+
+
+def test_the_module_compiles_to_one_graph():
+    torch.manual_seed(0)
+    loss = GroupLoss(6, 8)
+    features, _, labels = batch()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    found = []
+    for module in (loss, compiled):
+        loss.zero_grad()
+        value, gradient = gradients(lambda embeddings, m=module: m(embeddings, labels), features)
+        found.append((value, gradient))
+    for actual, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("dynamics", DYNAMICS)
+def test_every_variant_has_a_finite_loss_and_gradients_that_differ(similarity, dynamics):
     features, logits, labels = batch()
-    compiled = torch.compile(group_loss, fullgraph=True, backend="eager")
-    assert compiled(features, logits, labels).item() == pytest.approx(
-        group_loss(features, logits, labels).item(), rel=1e-6
+    variant = {"similarity": similarity, "dynamics": dynamics}
+    value, *found = gradients(lambda f, z: group_loss(f, z, labels, **variant), features, logits)
+    assert value > 0 and all(gradient.isfinite().all() and gradient.abs().max() > 0 for gradient in found)
+    if variant != {"similarity": "pearson", "dynamics": "replicator"}:
+        assert value != group_loss(features, logits, labels)
+    module = GroupLoss(6, 8, cross_entropy_weight=0.0, **variant)
+    torch.testing.assert_close(
+        module(features, labels), group_loss(features, module.classifier(features), labels, **variant)
     )
+
+
+def test_the_plain_path_has_second_derivatives():
+    features, logits, labels = batch(dtype=torch.float64)
+    f, z = features.requires_grad_(), logits.requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda f, z: group_loss(f, z, labels, num_iterations=2), (f, z))
 
 
 @pytest.mark.parametrize(
@@ -187,6 +234,10 @@ def test_compiles_to_one_graph():
         ({"num_anchors": -1}, "num_anchors=-1"),
         ({"num_iterations": 1.0}, "num_iterations=1.0"),
         ({"similarity": "euclid"}, "similarity='euclid': must be one of pearson, cosine"),
+        ({"dynamics": "best"}, "dynamics='best': must be one of replicator, exponential"),
+        ({"path": "short"}, "path='short': must be one of auto, plain, fast"),
+        ({"path": "fast", "num_iterations": 3}, "path='fast': knows replicator dynamics of up to 2 iterations"),
+        ({"path": "fast", "dynamics": "exponential"}, "not exponential dynamics of 1"),
         ({"similarity": lambda f: -torch.eye(12)}, "similarity holds -1.0"),
     ],
 )
@@ -203,6 +254,8 @@ def test_bad_settings_are_named_when_the_module_is_built():
         ({"embedding_size": 0}, "embedding_size=0"),
         ({"temperature": -1.0}, "temperature=-1.0"),
         ({"similarity": "nope"}, "similarity='nope'"),
+        ({"dynamics": "nope"}, "dynamics='nope'"),
+        ({"path": "fast", "num_iterations": 3}, "path='fast'"),
         ({"cross_entropy_weight": -1.0}, "cross_entropy_weight=-1.0"),
     ]:
         with pytest.raises(ValueError, match=message):

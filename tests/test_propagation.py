@@ -1,5 +1,8 @@
 """Properties of similarity, anchors and replicator dynamics."""
 
+import math
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gl_core.propagation import (
+    DYNAMICS,
     average_consistency,
     cosine_similarity,
     initial_assignments,
@@ -15,7 +19,12 @@ from gl_core.propagation import (
     select_anchors,
 )
 
-SIMILARITIES = [pearson_similarity, cosine_similarity]
+SIMILARITIES = [
+    pearson_similarity,
+    cosine_similarity,
+    partial(pearson_similarity, negatives="shift"),
+    partial(cosine_similarity, negatives="shift"),
+]
 
 
 @st.composite
@@ -32,27 +41,47 @@ def problems(draw, symmetric: bool = True):
     return torch.tensor(W), torch.tensor(X), torch.tensor(anchors)
 
 
-@given(problems(symmetric=False), st.integers(0, 20))
-def test_rows_stay_on_the_simplex(problem, T):
+@given(problems(symmetric=False), st.integers(0, 20), st.sampled_from(DYNAMICS))
+def test_rows_stay_on_the_simplex(problem, T, dynamics):
     W, X, _ = problem
-    refined = replicator_dynamics(W, X, T)
+    refined = replicator_dynamics(W, X, T, dynamics=dynamics)
     assert (refined >= 0).all()
     torch.testing.assert_close(refined.sum(1), torch.ones(len(X), dtype=torch.float64), rtol=0, atol=1e-12)
 
 
-@given(problems(), st.integers(0, 20))
-def test_anchors_stay_one_hot(problem, T):
+@given(problems(), st.integers(0, 20), st.sampled_from(DYNAMICS))
+def test_anchors_stay_one_hot(problem, T, dynamics):
     W, X, anchors = problem
-    assert replicator_dynamics(W, X, T)[anchors].equal(X[anchors])
+    assert replicator_dynamics(W, X, T, dynamics=dynamics)[anchors].equal(X[anchors])
 
 
-@given(problems(symmetric=False), st.integers(1, 6), st.randoms(use_true_random=False))
-def test_equivariant_to_permutations(problem, T, random):
+@given(problems(symmetric=False), st.integers(1, 6), st.sampled_from(DYNAMICS), st.randoms(use_true_random=False))
+def test_equivariant_to_permutations(problem, T, dynamics, random):
     W, X, _ = problem
     order = list(range(len(X)))
     random.shuffle(order)
-    permuted = replicator_dynamics(W[order][:, order], X[order], T)
-    torch.testing.assert_close(permuted, replicator_dynamics(W, X, T)[order], rtol=1e-9, atol=1e-12)
+    permuted = replicator_dynamics(W[order][:, order], X[order], T, dynamics=dynamics)
+    expected = replicator_dynamics(W, X, T, dynamics=dynamics)[order]
+    torch.testing.assert_close(permuted, expected, rtol=1e-9, atol=1e-12)
+
+
+@given(problems(symmetric=False))
+def test_one_exponential_iteration_by_hand(problem):
+    W, X, _ = problem
+    expected = []
+    for weights, row in zip(W.tolist(), X.tolist(), strict=True):
+        heard = sum(weights) or 1.0
+        support = [sum(w * x for w, x in zip(weights, column, strict=True)) / heard for column in X.T.tolist()]
+        raised = [x * math.exp(10 * s) for x, s in zip(row, support, strict=True)]
+        expected.append([value / sum(raised) for value in raised])
+    actual = replicator_dynamics(W, X, 1, dynamics="exponential")
+    torch.testing.assert_close(actual, torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-12)
+
+
+def test_exponential_dynamics_do_not_depend_on_the_scale_of_the_similarity():
+    W, X = torch.rand(6, 6, dtype=torch.float64), torch.rand(6, 4, dtype=torch.float64).softmax(1)
+    small, large = (replicator_dynamics(scale * W, X, 3, dynamics="exponential") for scale in (1e-3, 1e3))
+    torch.testing.assert_close(small, large, rtol=1e-12, atol=0)
 
 
 @given(problems(symmetric=False), st.integers(1, 6))
@@ -123,6 +152,31 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(refined, (features, logits))
 
 
+@given(seed=st.integers(0, 2**32 - 1), n=st.integers(2, 12))
+def test_shifting_keeps_the_order_and_cuts_nothing_off(seed, n):
+    features = np.random.default_rng(seed).normal(size=(n, 4))
+    r = np.corrcoef(features)
+    lowest = min(0, r.min())
+    W = pearson_similarity(torch.tensor(features), negatives="shift").numpy()
+    np.testing.assert_allclose(W, (r - lowest) / (1 - lowest), rtol=1e-9, atol=1e-12)
+    # Nothing is negative: nothing to shift, and shifting is cutting.
+    positive = torch.tensor(np.abs(features))
+    torch.testing.assert_close(cosine_similarity(positive, negatives="shift"), cosine_similarity(positive))
+
+
+@pytest.mark.parametrize("dynamics", DYNAMICS)
+@pytest.mark.parametrize("negatives", ["cut", "shift"])
+def test_gradcheck_of_the_variants(dynamics, negatives):
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(5, 6, dtype=torch.float64, generator=generator, requires_grad=True)
+    X = torch.rand(5, 4, dtype=torch.float64, generator=generator).softmax(1).requires_grad_()
+
+    def refined(features, X):
+        return replicator_dynamics(cosine_similarity(features, negatives=negatives), X, 2, dynamics=dynamics)
+
+    assert torch.autograd.gradcheck(refined, (features, X))
+
+
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 @given(seed=st.integers(0, 2**32 - 1), n=st.integers(1, 12), d=st.integers(2, 9))
 def test_similarity_is_symmetric_in_range_with_ones_on_the_diagonal(similarity, seed, n, d):
@@ -156,7 +210,8 @@ def test_similarity_of_hard_features_is_finite_with_finite_gradients(similarity,
     assert W.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert W.isfinite().all()
     assert W[2, 3].item() == pytest.approx(1)
-    assert W[0].sum() == 1  # a row of zeros resembles only itself
+    if similarity in (pearson_similarity, cosine_similarity):
+        assert W[0].sum() == 1  # a row of zeros resembles only itself
     W.sum().backward()
     assert features.grad.isfinite().all()
 
@@ -206,6 +261,11 @@ GOOD_W, GOOD_X = torch.eye(2), torch.full((2, 3), 1 / 3)
         (lambda: replicator_dynamics(-GOOD_W, GOOD_X, 1), "similarity holds -1.0: must not be negative"),
         (lambda: replicator_dynamics(GOOD_W, GOOD_X, -1), "num_iterations=-1: must be a whole number, 0 or more"),
         (lambda: replicator_dynamics(GOOD_W, GOOD_X, 1.5), "num_iterations=1.5"),
+        (
+            lambda: replicator_dynamics(GOOD_W, GOOD_X, 1, dynamics="best"),
+            "dynamics='best': must be one of replicator,",
+        ),
+        (lambda: cosine_similarity(GOOD_W, negatives="keep"), "negatives='keep': must be one of cut, shift"),
         (lambda: select_anchors(torch.tensor([0, 1]), -1), "num_anchors=-1"),
         (lambda: select_anchors(torch.tensor([0.5, 1]), 1), "labels has shape .* must be a vector of integers"),
         (lambda: initial_assignments(torch.ones(1, 2), [2], [True], 1.0), r"labels holds 2: must lie in 0\.\.1"),

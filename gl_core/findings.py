@@ -219,7 +219,8 @@ def _verdicts(others: "pd.DataFrame", reference: str) -> str:
 
 def _named(setting: str, value: Any) -> str:
     """A setting with its value as one says it."""
-    said = {"num_iterations": "$T$ = {}", "num_anchors": "{} anchors", "temperature": "$\\tau$ = {}", "method": "{}"}
+    anchors = "{} anchor" if value == 1 else "{} anchors"
+    said = {"num_iterations": "$T$ = {}", "num_anchors": anchors, "temperature": "$\\tau$ = {}", "method": "{}"}
     return said.get(setting, f"{spoken(setting)} {{}}").format(_level(value))
 
 

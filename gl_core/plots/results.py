@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from gl_core import pages
-from gl_core.plots.style import QUIET, RIGHT, WRONG, colours, heatmap, panels, spoken
+from gl_core.plots.style import GROUND, QUIET, RIGHT, WRONG, colours, heatmap, panels, spoken
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -121,7 +121,7 @@ def setting_curve(
     """A metric over the values of a setting: dots for the mean over runs with its 95 % interval, a ring for each run.
 
     `setting` holds numbers; `by`, a column or another setting, gives a line for each of its values. The interval is that of
-    Student's t over the runs; where there is one run there is none. `log` spaces the values by their logarithm.
+    Student's t over the runs; a single run has none, and its dot is hollow. `log` spaces the values by their logarithm.
     """
     from scipy import stats
 
@@ -135,6 +135,7 @@ def setting_curve(
         mean, n = values.mean(), values.count()
         margin = stats.t.ppf(0.975, (n - 1).clip(lower=1)) * values.std(ddof=1) / np.sqrt(n)
         ax.errorbar(mean.index, mean, yerr=margin, color=colour, marker="o", markersize=5, capsize=3, label=name)
+        ax.plot(mean[n == 1], "o", color=colour, markersize=5, markerfacecolor=GROUND, zorder=3)
         ax.plot(part[setting], part[metric], "o", color=colour, markersize=4, markerfacecolor="none", alpha=0.6)
     if log:
         ax.set_xscale("log")

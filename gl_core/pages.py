@@ -24,6 +24,7 @@ __all__ = [
     "commands",
     "is_fraction",
     "matching",
+    "planned",
     "recorded",
     "spread_table",
 ]
@@ -97,6 +98,35 @@ def matching(configs: "Iterable[Config]", *, purpose: str = "final", root: str |
     found = {_identity(config): row for row, config in enumerate(table["config"])}
     rows = [found[key] for config in configs if (key := _identity(config.as_dict())) in found]
     return table.iloc[rows].reset_index(drop=True)
+
+
+def planned(sweep: str) -> "list[Config]":
+    """The configurations of a sweep's runs, in order, whether they have been run or not.
+
+    `sweep` is a file as `glbook sweep` reads it, its path relative to the book's folder. Other than there the data need not be
+    here: a page shows what is recorded also where it could not be recorded.
+    """
+    import itertools
+
+    import yaml
+
+    from gl_core import chapters
+    from gl_core.config import Config
+
+    content = yaml.safe_load((runs.project_root() / sweep).read_text(encoding="utf-8"))
+    declared = chapters.parameters(content["chapter"])
+    defaults = {name: parameter.default for name, parameter in declared.items()}
+    grid = content.get("grid", {})
+    made = []
+    for entry in content.get("runs", [{}]):
+        for values in itertools.product(*grid.values()):
+            given = content.get("parameters", {}) | entry | dict(zip(grid, values, strict=True))
+            if content.get("tuned"):
+                from gl_core import tuning
+
+                given = tuning.best_settings(given) | given
+            made.append(Config.from_parameters(defaults | given))
+    return made
 
 
 def _identity(config: Mapping[str, Any]) -> str:
@@ -177,7 +207,7 @@ def banner(source: "Config | Mapping[str, Any] | Sequence[Mapping[str, Any]] | p
 def command(config: "Config | Mapping[str, Any]", *, chapter: str = "training", keep: str | None = "final") -> str:
     """The shortest command that repeats a run: `glbook run` with the settings that are not what suits the data set anyway.
 
-    `config` is that of the run, or a row of a table of runs, whose chapter and purpose are then used.
+    `config` is that of the run, or a row of a table of runs, whose chapter, purpose and number of threads are then used.
 
     >>> from gl_core.config import Config
     >>> command(Config.resolve(dataset="omniglot", num_iterations=3))
@@ -187,7 +217,11 @@ def command(config: "Config | Mapping[str, Any]", *, chapter: str = "training", 
     """
     from gl_core.config import Config
 
+    threads = ""
     if not isinstance(config, Config):
+        # The last digits of a result on a CPU depend on the number of threads.
+        counted = re.search(r", (\d+) threads?$", config["device"] or "")
+        threads = f"OMP_NUM_THREADS={counted[1]} " if counted else ""
         chapter, keep, recorded = config["chapter"], config["purpose"], config["config"]
         config = Config(**{name: _setting(recorded, name) for name in Config.names()})
     given = config.as_dict()
@@ -201,7 +235,7 @@ def command(config: "Config | Mapping[str, Any]", *, chapter: str = "training", 
     words = ["glbook", "run", chapter]
     for name, value in given.items():
         words += ["-p", name, value if isinstance(value, str) else json.dumps(value)]
-    return shlex.join(words + (["--keep", keep] if keep else []))
+    return threads + shlex.join(words + (["--keep", keep] if keep else []))
 
 
 def _resolved(given: Mapping[str, Any]) -> "Config | None":

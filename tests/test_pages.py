@@ -176,7 +176,8 @@ def test_a_configuration_stands_for_what_a_page_computes_without_a_record():
 
 def configuration_of(line: str) -> Config:
     """What `glbook` would run, given that line."""
-    options = cli._parser().parse_args(shlex.split(line)[1:])
+    words = shlex.split(line)
+    options = cli._parser().parse_args(words[words.index("glbook") + 1 :])
     declared = chapters.parameters(options.chapter)
     given = {name: chapters.parse_value(text, declared[name]) for name, text in options.parameters}
     given = chapters.check_parameters(options.chapter, given)
@@ -224,6 +225,33 @@ def test_the_options_of_a_loss_pass_through_the_shell():
     config = Config.resolve(method="proxy_anchor", loss_options={"margin": 0.2}, learning_rate=1e-05)
     assert configuration_of(pages.command(config)) == config
     assert "loss_options" not in pages.command(Config.resolve(method="proxy_anchor"))
+
+
+def test_a_command_runs_with_the_threads_of_the_record():
+    row = record(config=Config.resolve(dataset="omniglot").as_dict())
+    assert pages.command(row | {"device": "AMD EPYC, 1 threads"}).startswith("OMP_NUM_THREADS=1 glbook run training ")
+    assert pages.command(row | {"device": "NVIDIA H100"}).startswith("glbook run training ")
+
+
+SWEEPS = sorted((ROOT / "book" / "sweeps").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_every_sweep_of_the_book_plans_distinct_runs_that_can_be_commanded(path):
+    made = pages.planned(path.relative_to(ROOT).as_posix())
+    assert len(made) == len({json.dumps(config.as_dict()) for config in made}) >= 6
+    for config in made[:: max(1, len(made) // 5)]:
+        assert configuration_of(pages.command(config)) == config
+    assert len({config.seed for config in made}) >= 3, "without seeds there is no spread"
+
+
+def test_a_planned_sweep_has_every_combination():
+    made = pages.planned("book/sweeps/iterations_and_anchors.yaml")
+    cells = {(config.num_iterations, config.num_anchors, config.seed) for config in made}
+    assert cells == {(T, a, s) for T in (0, 1, 2, 3, 5, 10) for a in range(5) for s in range(3)}
+    assert {(config.dataset, config.epochs) for config in made} == {("omniglot", 30)}
+    pairs = {(c.classes_per_batch, c.samples_per_class) for c in pages.planned("book/sweeps/batches.yaml")}
+    assert pairs == {(48, 2), (24, 4), (12, 8), (6, 16)}
 
 
 def test_a_command_says_no_more_than_is_needed():

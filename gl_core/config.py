@@ -8,12 +8,14 @@ from typing import Any, get_args
 
 from gl_core import _checks
 from gl_core.baselines import BASELINES, check_options
+from gl_core.presets import BY_PROFILE, DATASETS, PHOTOGRAPHS, PRESETS, PRETRAINED
 
 __all__ = ["METHODS", "OPTIMIZERS", "PROFILES", "Config"]
 
 METHODS = ("group_loss", "cross_entropy", *BASELINES)
 OPTIMIZERS = ("radam", "adamw", "sgd")
 PROFILES = ("quick", "full")
+SCHEDULES = ("cosine", "constant", "step")
 EVALUATE_ON = ("test", "held_out")
 
 
@@ -31,7 +33,13 @@ class Config:
     method: str = "group_loss"  # group_loss, cross_entropy, or one of gl_core.baselines
     backbone: str = "conv4"
     pretrained: bool = True  # start from the backbone's own weights, where it has any
-    image_size: int = 32  # pixels of a side that the network sees
+    weights: str | None = None  # file of these weights, for bn_inception, whose weights come with no package
+    last_stride: int = 2  # of resnet50; 1 doubles its map, which re-identification likes and which costs a third more
+    bn_neck: bool = False  # batch normalisation between embedding and classifier, see gl_core.models.EmbeddingNet
+    retrieve_after_neck: bool = True  # compare images after that normalisation, as its authors found better
+    image_size: int = 32  # height in pixels that the network sees, and width unless image_width is given
+    image_width: int | None = None  # for images that are not square
+    keep_aspect: bool = True  # cut images to that shape; False squeezes them into it, as re-identification does
 
     # The group: P classes x K images. With fewer images a class has too few neighbours to be consulted.
     classes_per_batch: int = 12
@@ -53,12 +61,22 @@ class Config:
     learning_rate: float = 2e-3
     classifier_learning_rate: float | None = None  # for the classifier or proxies alone; None: as the rest
     weight_decay: float = 1e-4
-    schedule: str = "cosine"  # "cosine" falls to 0 over the epochs, "constant" stays
+    schedule: str = (
+        "cosine"  # "cosine" falls to 0 over the epochs, "constant" stays, "step" falls to a tenth at step_at
+    )
+    step_at: int = (
+        31  # the first epoch, counted from 1, with a tenth of the learning rate; 31 of 70 in the authors' code
+    )
     augmentation: str = "drawing"  # see gl_core.images.augment
+    random_erasing: float = (
+        0.0  # probability that a rectangle of a training image is blotted out; 0.5 in re-identification
+    )
     center_crop: float = 1.0  # part of the shorter side that evaluation looks at
 
     # Gentleness, for pretrained backbones: few images must not overwrite what millions taught.
     freeze_batch_norm: bool = False  # keep the statistics and affine parameters of the pretraining
+    finetune_epochs: int = 0  # epochs of plain classification before; the authors train 10, at the rate below
+    finetune_learning_rate: float = 3e-4
     average_weights: float = 0.0  # decay of the running mean of weights that is evaluated; 0: the last weights
 
     # Selection happens on held-out training classes. The test classes are read once, at the end.
@@ -68,6 +86,9 @@ class Config:
 
     seed: int = 0
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
+    precision: str = "auto"  # auto, 32, bf16, fp16: see gl_core.devices.fabric
+    workers: int | None = None  # processes that decode images which do not fit into memory; None: one a processor core
+    preset: str | None = None  # published settings by name, see gl_core.presets; only sets defaults
     profile: str = "quick"  # quick or full; only sets defaults
 
     def __post_init__(self) -> None:
@@ -77,33 +98,40 @@ class Config:
 
     def _validate(self) -> None:
         from gl_core import datasets
+        from gl_core.devices import PRECISIONS
         from gl_core.images import AUGMENTATIONS
         from gl_core.loss import SIMILARITIES
-        from gl_core.models import BACKBONES
+        from gl_core.models import backbone
         from gl_core.propagation import DYNAMICS
 
         for name, choices in {
             "dataset": datasets.names(),
             "method": METHODS,
-            "backbone": BACKBONES,
             "similarity": SIMILARITIES,
             "dynamics": DYNAMICS,
             "optimizer": OPTIMIZERS,
-            "schedule": ("cosine", "constant"),
+            "schedule": SCHEDULES,
             "augmentation": AUGMENTATIONS,
             "evaluate_on": EVALUATE_ON,
+            "precision": PRECISIONS,
+            "preset": (None, *PRESETS),
             "profile": PROFILES,
         }.items():
             _checks.choice(name, getattr(self, name), choices)
+        smallest = backbone(self.backbone).smallest
         least = {
-            "image_size": BACKBONES[self.backbone].smallest,
+            "image_size": smallest,
             "classes_per_batch": 2,
             "samples_per_class": 2,
             "num_anchors": 0,
             "num_iterations": 0,
             "epochs": 0,
+            "finetune_epochs": 0,
+            "step_at": 2,
             "seed": 0,
         }
+        least |= {"image_width": smallest} if self.image_width is not None else {}
+        least |= {"workers": 0} if self.workers is not None else {}
         for name, bound in least.items():
             _checks.count(name, getattr(self, name), least=bound)
         _checks.temperature(self.temperature)
@@ -113,26 +141,50 @@ class Config:
             raise ValueError(
                 f"loss_options={self.loss_options!r}: must be None for {self.method}, whose settings have names of their own"
             )
-        positive = ["learning_rate"] + ["classifier_learning_rate"] * (self.classifier_learning_rate is not None)
+        positive = ["learning_rate", "finetune_learning_rate"] + ["classifier_learning_rate"] * (
+            self.classifier_learning_rate is not None
+        )
         for name in positive:
             _between(name, getattr(self, name), 0, math.inf, open_below=True)
         for name in ("weight_decay", "cross_entropy_weight"):
             _between(name, getattr(self, name), 0, math.inf)
         _between("average_weights", self.average_weights, 0, 1)
+        _between("random_erasing", self.random_erasing, 0, 1, closed_above=True)
         _between("center_crop", self.center_crop, 0, 1, open_below=True, closed_above=True)
         _between("held_out", self.held_out, 0, 1, open_below=True)
+        self._validate_network()
+
+    def _validate_network(self) -> None:
+        """What fits which backbone."""
+        from gl_core.bn_inception import FROM
+
+        _checks.choice("last_stride", self.last_stride, (1, 2))
+        if self.last_stride == 1 and self.backbone != "resnet50":
+            raise ValueError(f"last_stride=1: must be 2 for backbone={self.backbone}; resnet50 alone has this option")
+        if self.bn_neck and self.method in BASELINES:
+            raise ValueError(
+                f"bn_neck=True: must be False for method={self.method}, which has no classifier after a neck"
+            )
+        if self.weights is not None and self.backbone != "bn_inception":
+            raise ValueError(
+                f"weights={self.weights!r}: must be None for backbone={self.backbone}, which finds its own"
+            )
+        if self.backbone == "bn_inception" and self.pretrained and self.weights is None:
+            raise ValueError(
+                f"weights=None: backbone=bn_inception needs the path of {FROM}; or choose pretrained=False"
+            )
 
     @classmethod
     def resolve(cls, profile: str | None = "quick", **given: Any) -> "Config":
         """Settings for a data set and a backbone; what is given wins, None means "what suits".
 
         What suits is looked up from the general to the particular: the defaults of `Config`, the data set, whether the
-        backbone is pretrained, the profile. No profile makes a named data set smaller.
+        backbone is pretrained, the profile, the preset. No profile makes a named data set smaller.
 
         >>> Config.resolve("quick", dataset="omniglot", epochs=None).epochs
         30
         """
-        from gl_core.models import BACKBONES
+        from gl_core.models import backbone
 
         unknown = set(given) - {field.name for field in dataclasses.fields(cls)}
         if unknown:
@@ -140,14 +192,16 @@ class Config:
         profile = "quick" if profile is None else profile
         _checks.choice("profile", profile, PROFILES)
         given = {name: value for name, value in given.items() if value is not None}
-        dataset = given.get("dataset", cls.dataset)
+        preset = given.get("preset")
+        _checks.choice("preset", preset, (None, *PRESETS))
+        published = PRESETS.get(preset, {})
+        dataset = (published | given).get("dataset", cls.dataset)
         # A data set without settings of its own is taken for photographs.
-        settings = dict(_DATASETS.get(dataset, _PHOTOGRAPHS))
-        backbone = given.get("backbone", settings.get("backbone", cls.backbone))
-        known = BACKBONES.get(backbone)
-        if known is not None and known.has_weights and given.get("pretrained", True):
-            settings |= _PRETRAINED
-        settings |= _PROFILES.get((dataset, profile), {})
+        settings = dict(DATASETS.get(dataset, PHOTOGRAPHS))
+        network = (settings | published | given).get("backbone", cls.backbone)
+        if backbone(network).has_weights and given.get("pretrained", True):
+            settings |= PRETRAINED
+        settings |= BY_PROFILE.get((dataset, profile), {}) | published
         return cls(**(settings | given | {"profile": profile}))
 
     @classmethod
@@ -160,39 +214,14 @@ class Config:
         """The names of all settings."""
         return [field.name for field in dataclasses.fields(cls)]
 
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width in pixels that the network sees."""
+        return self.image_size, self.image_size if self.image_width is None else self.image_width
+
     def as_dict(self) -> dict[str, Any]:
         """The settings as plain values, for a record."""
         return dataclasses.asdict(self)
-
-
-# What suits which data set.
-_DRAWINGS = {"backbone": "conv4", "augmentation": "drawing"}
-_PHOTOGRAPHS = {
-    "backbone": "efficientnet_lite0",
-    "augmentation": "photo",
-    "image_size": 128,
-    "center_crop": 0.875,
-    "classes_per_batch": 8,
-    "samples_per_class": 5,
-}
-_DATASETS = {
-    "glyphs": _DRAWINGS | {"image_size": 32, "epochs": 12},
-    "omniglot": _DRAWINGS | {"image_size": 28, "epochs": 30},
-    # The crops show the car from edge to edge: nothing to cut off.
-    "cars196_half": _PHOTOGRAPHS | {"image_size": 96, "center_crop": 1.0},
-}
-# What suits a pretrained backbone.
-_PRETRAINED = {
-    "learning_rate": 5e-4,
-    "classifier_learning_rate": 2e-3,
-    "freeze_batch_norm": True,
-    "average_weights": 0.98,
-    "choose_epochs": True,
-    "epochs": 10,
-}
-_PROFILES = {
-    ("glyphs", "quick"): {"epochs": 3},
-}
 
 
 def _typed(field: dataclasses.Field, value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import platform
 import re
 import warnings
@@ -10,11 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
+
+from gl_core import _checks
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["choose_device", "device_name", "fabric", "seeded"]
+__all__ = ["PRECISIONS", "choose_device", "cpu_count", "device_name", "fabric", "memory_budget", "seeded", "send"]
+
+PRECISIONS = {"auto": None, "32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+# What a GPU keeps free of images, for network, activations and the workspaces of its libraries.
+RESERVE = 4 * 2**30
+HOST_MEMORY = 4 * 2**30
 
 
 def choose_device(name: str) -> torch.device:
@@ -48,17 +57,49 @@ def device_name(device: torch.device) -> str:
     return f"{name}, {torch.get_num_threads()} threads" if device.type == "cpu" else f"{device.type} ({name})"
 
 
-def fabric(device: torch.device) -> "Fabric":
-    """Device and precision: bfloat16 where the GPU has it, float16 with loss scaling on older ones, float32 on a CPU."""
+def memory_budget(device: torch.device) -> int:
+    """Bytes that decoded images may take: half of what is free on a GPU beyond a reserve for the network; 4 GiB on a CPU."""
+    if device.type != "cuda":
+        return HOST_MEMORY
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(0, (free - RESERVE) // 2)
+
+
+def cpu_count() -> int:
+    """The processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device, without making the host wait for a GPU."""
+    if device.type == "cuda" and not tensor.is_cuda:
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def fabric(device: torch.device, precision: str = "auto") -> "Fabric":
+    """Device and precision: "32" (float32), "bf16" or "fp16" (mixed: weights stay float32; fp16 scales the loss), or "auto".
+
+    "auto" is bfloat16 where the GPU computes in it, float16 on older ones, and float32 on anything else: some CPUs compute
+    faster in bfloat16, others many times slower. Scaling the loss reads a flag from the GPU in every step, for float16 alone.
+    TF32 is left as PyTorch has it: convolutions in float32 use it, matrix products do not.
+
+    Raises ValueError for a precision that the device does not have.
+    """
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         # Its imports warn of packages of their own that nobody here can change.
         warnings.simplefilter("ignore")
         from lightning_fabric import Fabric
-    precision = "32-true"
-    if device.type == "cuda":
-        precision = "bf16-mixed" if torch.cuda.get_device_capability(device)[0] >= 8 else "16-mixed"
+    _checks.choice("precision", precision, PRECISIONS)
+    native = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
+    if precision == "auto":
+        precision = ("bf16" if native else "fp16") if device.type == "cuda" else "32"
+    if precision == "fp16" and device.type != "cuda":
+        raise ValueError(f"precision='fp16': needs a GPU, this run uses {device.type}; take bf16 or 32")
+    if precision == "bf16" and device.type == "cuda" and not native:
+        raise ValueError("precision='bf16': this GPU does not compute in bfloat16; take fp16 or 32")
     devices = [device.index] if device.type == "cuda" else 1
-    return Fabric(accelerator=device.type, devices=devices, precision=precision)
+    return Fabric(accelerator=device.type, devices=devices, precision=PRECISIONS[precision])
 
 
 @contextlib.contextmanager

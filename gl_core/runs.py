@@ -68,8 +68,8 @@ def new_record(*, chapter: str, config: dict[str, Any], device: str, keep: str |
     results_folder(keep)
     created = datetime.now(UTC).replace(microsecond=0)
     dataset, method, seed = (config.get(name) for name in ("dataset", "method", "seed"))
-    # The path to the data says where it lay on one machine; it is no part of what was done.
-    config = {name: value for name, value in config.items() if name != "data_root"}
+    # Paths say where files lay on one machine; they are no part of what was done.
+    config = {name: value for name, value in config.items() if name not in ("data_root", "weights")}
     return {
         "run_id": f"{created:%Y%m%d-%H%M%S}-{dataset}-{method}-{seed}-{os.urandom(3).hex()}",
         "created": created.isoformat(),

@@ -1,80 +1,39 @@
 """Training: one readable loop, from a configuration to a network, its metrics and its record."""
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from gl_core import checkpoints, datasets, devices, models, runs
-from gl_core.baselines import BASELINES, MetricLoss
+from gl_core.baselines import MetricLoss
+from gl_core.building import Learner, build_loss, build_model, build_optimizer, build_schedule, image_store
 from gl_core.config import Config
 from gl_core.evaluation import clustering_metrics, retrieval_metrics
 from gl_core.images import ImageStore, augment
 from gl_core.inference import embed
-from gl_core.loss import CrossEntropyLoss, GroupLoss
+from gl_core.loss import CrossEntropyLoss
 from gl_core.progress import training_bar
 from gl_core.sampling import GroupSampler
 
-__all__ = ["Learner", "Run", "build_loss", "evaluate", "fit", "run"]
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
-# Stored images are this much larger than the network's input, so that a random part of one need not be blown up much.
-MARGIN = 8 / 7
+__all__ = ["Learner", "Run", "build_loss", "build_model", "evaluate", "fit", "image_store", "run", "train_step"]
+
 # How many epochs without a better score on held-out classes end the search for the number of epochs.
 PATIENCE = 4
-
-
-def build_loss(config: Config, num_classes: int, embedding_size: int) -> CrossEntropyLoss | MetricLoss:
-    """The loss that `config.method` names, with its classifier or proxies."""
-    if config.method in BASELINES:
-        return MetricLoss(config.method, num_classes, embedding_size, config.loss_options)
-    if config.method == "cross_entropy":
-        return CrossEntropyLoss(num_classes, embedding_size)
-    return GroupLoss(
-        num_classes,
-        embedding_size,
-        num_anchors=config.num_anchors,
-        num_iterations=config.num_iterations,
-        temperature=config.temperature,
-        similarity=config.similarity,
-        dynamics=config.dynamics,
-        cross_entropy_weight=config.cross_entropy_weight,
-    )
-
-
-class Learner(nn.Module):
-    """What is trained: a backbone, and a loss that holds the classifier or proxies."""
-
-    def __init__(
-        self, backbone: models.EmbeddingNet, loss: CrossEntropyLoss | MetricLoss, *, freeze_batch_norm: bool
-    ) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.loss = loss
-        self.frozen = [m for m in backbone.modules() if freeze_batch_norm and isinstance(m, nn.BatchNorm2d)]
-        for module in self.frozen:
-            module.requires_grad_(False)
-
-    def train(self, mode: bool = True) -> "Learner":
-        super().train(mode)
-        for module in self.frozen:
-            module.eval()
-        return self
-
-    def forward(
-        self, images: Float[Tensor, "n c h w"], labels: Int[Tensor, "n"]
-    ) -> tuple[Float[Tensor, ""], Float[Tensor, "n d"]]:
-        embeddings = self.backbone(images)
-        return self.loss(embeddings, labels), embeddings.detach()
 
 
 @dataclass
@@ -120,7 +79,8 @@ class Run:
 def run(config: Config, *, chapter: str = "training", keep: str | None = None, progress: bool = True) -> Run:
     """Train and evaluate as `config` says, and write the record.
 
-    1. Evaluate the untrained network.
+    1. Evaluate the untrained network. With `finetune_epochs`, training below is preceded by that many epochs of plain
+       classification, from which the network and the classifier are taken over.
     2. With `choose_epochs`: train on part of the training classes, and find the number of epochs, 0 included, after which
        the held-out classes are retrieved best.
     3. Train on all training classes for that number of epochs (on the part, if `evaluate_on` is "held_out").
@@ -138,7 +98,7 @@ def run(config: Config, *, chapter: str = "training", keep: str | None = None, p
 
     with devices.seeded(config.seed, device):
         store = _Stores(config, device, progress)
-        model = models.build(config.backbone, **_pretrained(config)).to(device, memory_format=torch.channels_last)
+        model = build_model(config).to(device, memory_format=torch.channels_last)
         # The state lives on the CPU so that the same start serves the search and the final training.
         start = {name: value.cpu().clone() for name, value in model.state_dict().items()}
         untrained = evaluate(model, store(evaluated, training=False))
@@ -148,7 +108,7 @@ def run(config: Config, *, chapter: str = "training", keep: str | None = None, p
         epochs = config.epochs
         if config.choose_epochs:
             baseline = evaluate(model, store(held_out, training=False))
-            history = fit(
+            history = _tuned_and_fit(
                 config, model, store(fit_part, training=True), device=device, held_out=store(held_out, training=False),
                 checkpoint=checkpoint / "choose.pt", progress=progress,
             )  # fmt: skip
@@ -156,7 +116,7 @@ def run(config: Config, *, chapter: str = "training", keep: str | None = None, p
             epochs = int(max(selection, key=_score)["epoch"])
             model.load_state_dict(start)
         part = train if config.evaluate_on == "test" else fit_part
-        history = fit(
+        history = _tuned_and_fit(
             config, model, store(part, training=True), device=device, stop_after=epochs,
             checkpoint=checkpoint / "final.pt", progress=progress,
         )  # fmt: skip
@@ -167,7 +127,34 @@ def run(config: Config, *, chapter: str = "training", keep: str | None = None, p
     path = runs.write_record(record)
     for file in ("choose.pt", "final.pt"):
         (checkpoint / file).unlink(missing_ok=True)
+        _before(checkpoint / file).unlink(missing_ok=True)
     return Run(config, model, metrics, untrained, history, selection, record, path)
+
+
+def _before(checkpoint: Path) -> Path:
+    """The checkpoint of the classification that precedes training."""
+    return checkpoint.with_stem(f"{checkpoint.stem}-finetune")
+
+
+def _tuned_and_fit(
+    config: Config, model: models.EmbeddingNet, images: ImageStore, *, stop_after: int | None = None, checkpoint: Path,
+    **settings: Any,
+) -> list[dict[str, float]]:  # fmt: skip
+    """`fit`, after fine-tuning for classification where it is asked for: by the authors' train_finetune.py, RAdam at a constant
+    rate, no weight decay; but with the same batches as later, in place of 32 images drawn from all."""
+    loss = build_loss(config, int(images.labels.max()) + 1, model.embedding_size)
+    if config.finetune_epochs and stop_after != 0:
+        classifier = CrossEntropyLoss(loss.num_classes, model.embedding_size)
+        first = dataclasses.replace(
+            config, method="cross_entropy", epochs=config.finetune_epochs, learning_rate=config.finetune_learning_rate,
+            classifier_learning_rate=None, weight_decay=0.0, schedule="constant", optimizer="radam", loss_options=None,
+            average_weights=0.0,
+        )  # fmt: skip
+        tuning = {**settings, "held_out": None}
+        fit(first, model, images, loss=classifier, checkpoint=_before(checkpoint), **tuning)
+        if isinstance(loss, CrossEntropyLoss):
+            loss.load_state_dict(classifier.state_dict())
+    return fit(config, model, images, loss=loss, stop_after=stop_after, checkpoint=checkpoint, **settings)
 
 
 def fit(
@@ -176,12 +163,13 @@ def fit(
     images: ImageStore,
     *,
     device: torch.device,
+    loss: CrossEntropyLoss | MetricLoss | None = None,
     stop_after: int | None = None,
     held_out: ImageStore | None = None,
     checkpoint: Path | None = None,
     progress: bool = True,
 ) -> list[dict[str, float]]:
-    """Train `model` in place on `images`; the loop that everything else is around.
+    """Train `model` in place on `images`; the loop that everything else is around. `loss` is `build_loss`'s if not given.
 
     The learning rate follows a schedule of `config.epochs` epochs, of which the first `stop_after` are run. With `held_out`
     classes the network is evaluated on them after every epoch, and training ends early once they have not been retrieved
@@ -191,11 +179,12 @@ def fit(
     """
     stop_after = config.epochs if stop_after is None else stop_after
     sampler = GroupSampler(images.labels.cpu(), config.classes_per_batch, config.samples_per_class, seed=config.seed)
-    loss = build_loss(config, int(images.labels.max()) + 1, model.embedding_size)
-    learner = Learner(model, loss, freeze_batch_norm=config.freeze_batch_norm)
-    optimizer = _optimizer(config, learner)
-    schedule = _schedule(config, optimizer, steps=max(1, config.epochs * len(sampler)))
-    fabric = devices.fabric(device)
+    if loss is None:
+        loss = build_loss(config, int(images.labels.max()) + 1, model.embedding_size)
+    learner = Learner(model, loss, freeze_batch_norm=config.freeze_batch_norm).to(device)
+    optimizer = build_optimizer(config, learner)
+    schedule = build_schedule(config, optimizer, len(sampler))
+    fabric = devices.fabric(device, config.precision)
     averaged = None
     if config.average_weights:
         averaged = AveragedModel(learner, multi_avg_fn=_running_mean(config.average_weights))
@@ -216,16 +205,14 @@ def fit(
             rate = optimizer.param_groups[0]["lr"]
             losses, hits, seen, began = [], [], 0, time.monotonic()
             for pixels, labels in images.batches(sampler):
-                varied = augment(pixels, config.augmentation, config.image_size, generator=generator)
-                loss, embeddings = fabric_learner(varied.contiguous(memory_format=torch.channels_last), labels)
-                fabric_optimizer.zero_grad()
-                fabric.backward(loss)
-                fabric_optimizer.step()
+                value, hit = train_step(
+                    config, fabric, fabric_learner, fabric_optimizer, pixels, labels, generator=generator
+                )
                 schedule.step()
                 if averaged is not None:
                     averaged.update_parameters(learner)
-                losses.append(loss.detach())
-                hits.append(_batch_recall(embeddings, labels))
+                losses.append(value)
+                hits.append(hit)
                 seen += len(labels)
                 bar.update()
                 # Reading a loss makes the host wait for the device, so it is read only as often as the bar is drawn.
@@ -249,6 +236,28 @@ def fit(
     return history
 
 
+def train_step(
+    config: Config,
+    fabric: "Fabric",
+    learner: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    pixels: UInt8[Tensor, "n 3 h w"],
+    labels: Int[Tensor, "n"],
+    *,
+    generator: torch.Generator | None = None,
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """One step: augmentation, loss, gradient, update. `learner` and `optimizer` are those that `fabric.setup` returned.
+
+    Returns the loss and R@1 inside the batch, as tensors on the device: the host does not wait for them.
+    """
+    varied = augment(pixels, config.augmentation, config.input_size, erasing=config.random_erasing, generator=generator)
+    loss, embeddings = learner(varied.contiguous(memory_format=torch.channels_last), labels)
+    optimizer.zero_grad()
+    fabric.backward(loss)
+    optimizer.step()
+    return loss.detach(), _batch_recall(embeddings, labels)
+
+
 def evaluate(model: models.EmbeddingNet, images: ImageStore, *, cluster: bool = False) -> dict[str, float]:
     """Retrieval metrics of the images among themselves, and clustering metrics if asked for."""
     embeddings = embed(model, images)
@@ -266,11 +275,9 @@ class _Stores:
     def __call__(self, dataset: "datasets.RetrievalDataset", *, training: bool) -> ImageStore:
         key = (id(dataset), training)
         if key not in self._stores:
-            size, crop = self.config.image_size, self.config.center_crop
-            if training and self.config.augmentation == "photo":
-                size, crop = round(size * MARGIN), 1.0
-            store = ImageStore(dataset, size, resize=round(size / crop), progress=self.progress)
-            self._stores[key] = store.to(self.device)
+            self._stores[key] = image_store(
+                dataset, self.config, self.device, training=training, progress=self.progress
+            )
         return self._stores[key]
 
 
@@ -286,28 +293,6 @@ def _load(config: Config) -> tuple:
             GroupSampler(part.labels, config.classes_per_batch, config.samples_per_class)
     held_out = config.evaluate_on == "held_out"
     return train, parted[1] if held_out else datasets.load(config.dataset, config.data_root, "test"), parted
-
-
-def _pretrained(config: Config) -> dict[str, bool]:
-    return {"pretrained": config.pretrained} if models.BACKBONES[config.backbone].has_weights else {}
-
-
-def _optimizer(config: Config, learner: Learner) -> torch.optim.Optimizer:
-    """One group for the backbone and one for the classifier or proxies, which start from nothing and may want larger steps."""
-    groups = [
-        {"params": [p for p in learner.backbone.parameters() if p.requires_grad]},
-        {"params": list(learner.loss.parameters()), "lr": config.classifier_learning_rate or config.learning_rate},
-    ]
-    settings = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, momentum=0.9, nesterov=True, **settings)
-    return {"radam": torch.optim.RAdam, "adamw": torch.optim.AdamW}[config.optimizer](groups, **settings)
-
-
-def _schedule(config: Config, optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
-    if config.schedule == "constant":
-        return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-    return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
 
 
 def _running_mean(decay: float):

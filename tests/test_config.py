@@ -3,6 +3,7 @@
 import pytest
 
 from gl_core.config import Config
+from gl_core.presets import PRESETS
 
 
 def test_given_values_win_and_none_means_what_suits():
@@ -64,9 +65,57 @@ def test_settings_are_plain_values():
         ({"seed": -1}, "seed=-1"),
         ({"optimizer": "lbfgs"}, "optimizer='lbfgs': must be one of radam"),
         ({"augmentation": "blur"}, "augmentation='blur'"),
+        ({"preset": "vogue"}, "preset='vogue': must be one of None, cub, cars196, sop, reid"),
+        (
+            {"backbone": "bn_inception"},
+            "weights=None: backbone=bn_inception needs the path of bn_inception-52deb4733.pth",
+        ),
+        ({"weights": "x.pth"}, "weights='x.pth': must be None for backbone=conv4"),
+        ({"last_stride": 1}, "last_stride=1: must be 2 for backbone=conv4; resnet50 alone"),
+        ({"last_stride": 3, "backbone": "resnet50"}, "last_stride=3: must be one of 1, 2"),
+        ({"bn_neck": True, "method": "triplet"}, "bn_neck=True: must be False for method=triplet"),
+        ({"image_width": 20}, "image_width=20: must be a whole number, 28 or more"),
+        ({"workers": -1}, "workers=-1: must be a whole number, 0 or more"),
+        ({"precision": "64"}, "precision='64': must be one of auto, 32, bf16, fp16"),
+        ({"random_erasing": 1.5}, r"random_erasing=1.5: must lie in \[0, 1\]"),
+        ({"step_at": 1}, "step_at=1: must be a whole number, 2 or more"),
+        ({"finetune_epochs": -1}, "finetune_epochs=-1: must be a whole number, 0 or more"),
+        ({"finetune_learning_rate": 0}, r"finetune_learning_rate=0.0: must lie in \(0, inf\)"),
         ({"evaluate_on": "train"}, "evaluate_on='train': must be one of test, held_out"),
     ],
 )
 def test_bad_settings_are_named(given, message):
     with pytest.raises(ValueError, match=message):
         Config.resolve(**given)
+
+
+def test_presets_are_the_published_settings_and_only_set_defaults():
+    # The table of the authors' released code.
+    published = {
+        "cub": (6, 9, 2, 24.0, 1.56e-4, 6.06e-6),
+        "cars196": (5, 7, 3, 79.0, 2.0e-4, 4.86e-7),
+        "sop": (10, 6, 2, 54.0, 6.08e-4, 5.27e-12),
+    }
+    names = ("classes_per_batch", "samples_per_class", "num_anchors", "temperature", "learning_rate", "weight_decay")
+    for preset, values in published.items():
+        for profile in ("quick", "full"):
+            config = Config.resolve(profile, preset=preset, dataset="folder", weights="bn_inception.pth")
+            assert tuple(getattr(config, name) for name in names) == values
+            assert (config.epochs, config.schedule, config.step_at, config.finetune_epochs) == (70, "step", 31, 10)
+            assert (config.backbone, config.optimizer, config.num_iterations) == ("bn_inception", "radam", 1)
+            assert (config.image_size, round(config.image_size / config.center_crop)) == (227, 256)
+            assert not config.choose_epochs and not config.freeze_batch_norm and not config.average_weights
+        assert PRESETS[preset]["dataset"] == preset
+    given = Config.resolve(preset="cub", dataset="omniglot", backbone="conv4", epochs=3, temperature=5.0)
+    assert (given.dataset, given.backbone, given.epochs, given.temperature) == ("omniglot", "conv4", 3, 5.0)
+    assert given.samples_per_class == 9 and given.preset == "cub"
+
+
+def test_the_recipe_of_re_identification():
+    config = Config.resolve(preset="reid", dataset="folder")
+    assert config.input_size == (256, 128) and not config.keep_aspect
+    assert config.augmentation == "person" and config.random_erasing == 0.5
+    assert config.last_stride == 1 and config.bn_neck and config.backbone == "resnet50"
+    # Without it these are off.
+    plain = Config.resolve(dataset="folder")
+    assert plain.last_stride == 2 and not plain.bn_neck and plain.random_erasing == 0 and plain.input_size == (128, 128)

@@ -21,6 +21,8 @@ class Pictures:
         return len(self.images)
 
     def __getitem__(self, index):
+        if self.images[index] is None:
+            raise ValueError(f"image {index} cannot be read")
         return self.images[index], int(self.labels[index])
 
 
@@ -32,14 +34,25 @@ def pictures():
 
 
 def test_held_and_decoded_by_batches_are_the_same(pictures):
-    held, decoded = ImageStore(pictures, 32), ImageStore(pictures, 32, memory=0)
+    # Held; decoded by threads; decoded by another process, which stays for a second pass.
+    held, threads = ImageStore(pictures, 32), ImageStore(pictures, 32, memory=0, workers=0)
+    process = ImageStore(pictures, 32, memory=0, workers=1)
     batches = [[3, 1, 4, 1], [5], list(range(150))]
-    for (a, a_labels), (b, b_labels), batch in zip(
-        held.batches(batches), decoded.batches(batches), batches, strict=True
-    ):
-        assert a.dtype == torch.uint8 and a.shape == (len(batch), 3, 32, 32)
-        assert a.equal(b)
-        assert a_labels.tolist() == b_labels.tolist() == batch
+    for store in (threads, process, process):
+        for (a, a_labels), (b, b_labels), batch in zip(
+            held.batches(batches), store.batches(batches), batches, strict=True
+        ):
+            assert a.dtype == torch.uint8 and a.shape == (len(batch), 3, 32, 32)
+            assert a.equal(b)
+            assert a_labels.tolist() == b_labels.tolist() == batch
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_cannot_be_read_is_named_also_from_a_worker(pictures, workers):
+    pictures.images[7] = None
+    store = ImageStore(pictures, 32, memory=0, workers=workers)
+    with pytest.raises(ValueError, match="^image 7 cannot be read$"):
+        list(store.batches([[0, 1], [6, 7], [8]]))
 
 
 def test_the_centre_of_the_shorter_side_is_kept():
@@ -56,12 +69,40 @@ def test_the_centre_of_the_shorter_side_is_kept():
     np.testing.assert_array_equal(image[0].permute(1, 2, 0).numpy(), array[5:15, 15:25])
 
 
+def test_a_rectangle_is_cut_out_or_squeezed_in():
+    # Each column of a 40 x 20 image (width x height) has its own value.
+    array = np.repeat(np.arange(0, 240, 6, dtype=np.uint8)[None, :, None], 20, axis=0).repeat(3, axis=2)
+    pictures = Pictures([Image.fromarray(array)])
+
+    def stored(**settings):
+        ((image, _),) = ImageStore(pictures, (20, 10), **settings).batches([[0]])
+        assert image.shape == (1, 3, 20, 10)
+        return image[0, 0, 0].numpy()
+
+    np.testing.assert_array_equal(stored(), array[0, 15:25, 0])
+    squeezed = stored(keep_aspect=False).astype(int)
+    # Four columns become one: the mean of theirs, inside the image.
+    np.testing.assert_allclose(squeezed[1:-1], array[0, :, 0].reshape(10, 4).mean(1)[1:-1], atol=1)
+    # The centre of 20 x 10 in an image squeezed to 40 x 20: half of its width.
+    np.testing.assert_allclose(
+        stored(keep_aspect=False, resize=20)[1:-1], array[0, 10:30].reshape(10, 2, 3).mean((1, 2))[1:-1], atol=1.5
+    )
+
+
+@pytest.mark.parametrize("w", [31, 47, 211, 500])
+def test_no_size_makes_the_part_leave_the_image(w):
+    pictures = Pictures([Image.fromarray(np.full((w + 3, w, 3), 9, np.uint8))])
+    for size in (28, 29, (37, 18), (17, 36)):
+        ((image, _),) = ImageStore(pictures, size).batches([[0]])
+        assert (image == 9).all()
+
+
 def test_resize_below_size_is_refused(pictures):
     with pytest.raises(ValueError, match="resize=20: must be at least size=32"):
         ImageStore(pictures, 32, resize=20)
 
 
-@pytest.mark.parametrize("kind", ["photo", "drawing"])
+@pytest.mark.parametrize("kind", ["photo", "crop", "person", "drawing"])
 def test_augmentation_is_seeded_varied_and_in_range(kind):
     images = torch.randint(0, 256, (16, 3, 36, 36), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     images[:] = images[0]
@@ -70,7 +111,9 @@ def test_augmentation_is_seeded_varied_and_in_range(kind):
     assert first.min() >= 0 and first.max() <= 1
     assert first.equal(augment(images, kind, 32, generator=torch.Generator().manual_seed(1)))
     assert not first.equal(augment(images, kind, 32, generator=torch.Generator().manual_seed(2)))
-    assert len({tuple(image.flatten()[:50].tolist()) for image in first}) == 16
+    different = len({tuple(image.flatten()[:50].tolist()) for image in first})
+    # A person moves by whole pixels: at 32 px, one to each side, mirrored or not.
+    assert different == 16 if kind != "person" else 4 < different <= 18
 
 
 def test_photographs_are_mirrored_and_drawings_never():
@@ -96,11 +139,74 @@ def test_a_photo_shows_a_part_of_itself_undistorted():
     assert ((width / height) > 0.7).all() and ((width / height) < 1.43).all()
 
 
+def test_a_crop_is_any_part_from_a_twelfth_on_inside_the_image():
+    y, x = torch.meshgrid(torch.arange(64), torch.arange(48), indexing="ij")
+    image = torch.stack([x * 3, y * 3, 0 * x]).to(torch.uint8).expand(500, 3, 64, 48)
+    varied = augment(image, "crop", (32, 24), generator=torch.Generator().manual_seed(0)) * 255 / 3
+    columns, rows = varied[:, 0, 16], varied[:, 1, :, 12]
+    width = (columns[:, -1] - columns[:, 0]).abs() * 24 / 23 / 48
+    height = (rows[:, -1] - rows[:, 0]) * 32 / 31 / 64
+    # At the border the outermost half pixel repeats itself, which takes up to 2 percent off each side.
+    assert 0.07 < (width * height).min() < 0.12 and (width * height).max() > 0.9
+    assert ((width / height) > 0.7).all() and ((width / height) < 1.43).all()
+    assert columns.min() >= 0 and columns.max() <= 47.001 and rows.min() >= 0 and rows.max() <= 63.001
+
+
+def test_a_person_is_shifted_by_whole_pixels_into_black():
+    y, x = torch.meshgrid(torch.arange(256), torch.arange(128), indexing="ij")
+    image = torch.stack([x + 100, y // 2 + 100, 0 * x + 255]).clamp(max=255).to(torch.uint8).expand(64, 3, 256, 128)
+    varied = augment(image, "person", (256, 128), generator=torch.Generator().manual_seed(0)) * 255
+    inside = varied[:, 2] > 254
+    rows, columns = inside.any(2).sum(1), inside.any(1).sum(1)
+    assert rows.min() == 246 and rows.max() == 256 and columns.min() == 118 and columns.max() == 128
+    torch.testing.assert_close(varied, varied.round(), rtol=0, atol=0.05)
+    # What is not image is black, and what is image keeps its values: none below 100.
+    assert (varied[:, 0][~inside] < 0.05).all() and (varied[:, 0][inside] > 99.9).all()
+
+
+def test_erasing_puts_the_mean_colour_into_one_rectangle_of_the_right_area():
+    images = torch.full((400, 3, 64, 32), 255, dtype=torch.uint8)
+    plain = augment(images, "none", (64, 32))
+    erased = augment(images, "none", (64, 32), erasing=0.5, generator=torch.Generator().manual_seed(0))
+    gone = (erased != plain).any(1)
+    assert 0.4 < gone.flatten(1).any(1).float().mean() < 0.6
+    mean = torch.tensor([0.485, 0.456, 0.406])
+    assert erased.permute(0, 2, 3, 1)[gone].equal(mean.expand(int(gone.sum()), 3))
+    for image in gone[gone.flatten(1).any(1)]:
+        rows, columns = image.any(1).sum().item(), image.any(0).sum().item()
+        assert image.sum() == rows * columns  # a full rectangle
+        # Rounding to whole pixels moves each side by half a pixel.
+        assert 0.02 <= (rows + 0.5) * (columns + 0.5) / 2048 and (rows - 0.5) * (columns - 0.5) / 2048 <= 0.4
+        assert (rows + 0.5) / (columns - 0.5) > 0.3 and (rows - 0.5) / (columns + 0.5) < 1 / 0.3
+    always = augment(images, "none", (64, 32), erasing=1.0, generator=torch.Generator().manual_seed(1))
+    assert (always != plain).flatten(1).any(1).all()
+    assert plain.equal(augment(images, "none", (64, 32), erasing=0.0))
+
+
+def test_the_mean_erased_area_is_that_of_the_distribution():
+    images = torch.full((2000, 3, 40, 40), 255, dtype=torch.uint8)
+    erased = augment(images, "none", 40, erasing=1.0, generator=torch.Generator().manual_seed(0))
+    area = (erased[:, 0] < 1).flatten(1).float().mean(1)
+    # Uniform in [0.02, 0.4]: mean 0.21, standard deviation 0.11, so three standard errors are 0.0074; rounding adds a bit.
+    assert abs(area.mean() - 0.21) < 0.01
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", ["none", "photo", "crop", "person", "drawing"])
+def test_every_device_draws_the_same_variations(kind):
+    images = torch.randint(0, 256, (8, 3, 64, 32), dtype=torch.uint8)
+    both = [
+        augment(images.to(device), kind, (64, 32), erasing=0.5, generator=torch.Generator().manual_seed(3)).cpu()
+        for device in ("cpu", "cuda")
+    ]
+    torch.testing.assert_close(*both, rtol=1e-4, atol=1e-4)
+
+
 def test_no_augmentation_only_resizes():
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     assert augment(images, "none", 32).equal(images / 255)
     assert augment(images, "none", 16).shape == (2, 3, 16, 16)
-    with pytest.raises(ValueError, match="augmentation='blur': must be one of none, photo, drawing"):
+    with pytest.raises(ValueError, match="augmentation='blur': must be one of none, photo, crop, person, drawing"):
         augment(images, "blur", 32)
 
 

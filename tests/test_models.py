@@ -74,7 +74,10 @@ def test_resnet50_without_weights_and_without_network(monkeypatch):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: models.build("vgg"), "backbone='vgg': must be one of conv4, efficientnet_lite0, resnet50"),
+        (
+            lambda: models.build("vgg"),
+            "backbone='vgg': must be one of conv4, efficientnet_lite0, resnet50, bn_inception, timm:NAME",
+        ),
         (lambda: models.build("conv4", pretrained=True), "conv4 has no pretrained weights"),
         (lambda: models.build("conv4", channels=2), "channels=2"),
         (lambda: models.build("conv4")(torch.rand(1, 3, 27, 40)), "27 x 40 px: this backbone needs 28 px"),
@@ -84,3 +87,157 @@ def test_resnet50_without_weights_and_without_network(monkeypatch):
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_pooling_before_the_activation_is_the_same_network_to_the_last_bit():
+    torch.manual_seed(0)
+    model = models.build("conv4")
+    plain = []
+    for layer in model.body:
+        if isinstance(layer, torch.nn.ReLU):
+            pool = [plain.pop()] if isinstance(plain[-1], torch.nn.MaxPool2d) else []
+            plain += [torch.nn.ReLU(), *pool]
+        else:
+            plain.append(layer)
+    assert [type(layer).__name__ for layer in plain[:4]] == ["Conv2d", "BatchNorm2d", "ReLU", "MaxPool2d"]
+    images = torch.rand(6, 3, 28, 28)
+    gradients, outputs = [], []
+    for body in (model.body, torch.nn.Sequential(*plain)):
+        output = body((images - 0.5) / 0.5)
+        outputs.append(output)
+        gradients.append(torch.autograd.grad(output.square().sum(), list(model.parameters())))
+    assert outputs[0].equal(outputs[1])
+    assert all(a.equal(b) for a, b in zip(*gradients, strict=True))
+
+
+def test_bn_inception_is_the_published_architecture():
+    model = models.build("bn_inception", pretrained=False).eval()
+    with torch.no_grad():
+        assert model(torch.rand(2, 3, 64, 48)).shape == (2, 1024)
+        assert model.feature_map(torch.rand(1, 3, 224, 224)).shape == (1, 1024, 7, 7)
+    state = model.body.state_dict()
+    # 69 convolutions, each with a bias, each followed by a batch normalisation of four values a channel and a counter.
+    assert sum(name.endswith("_bn.running_mean") for name in state) == 69
+    # Shapes that the weight files in circulation hold.
+    for name, shape in {
+        "conv1_7x7_s2.weight": (64, 3, 7, 7),
+        "conv2_3x3_bn.running_var": (192,),
+        "inception_3a_pool_proj.weight": (32, 192, 1, 1),
+        "inception_3c_double_3x3_2.weight": (96, 96, 3, 3),
+        "inception_4c_3x3.bias": (160,),
+        "inception_4e_double_3x3_reduce.weight": (192, 608, 1, 1),
+        "inception_5a_1x1.weight": (352, 1056, 1, 1),
+        "inception_5b_double_3x3_1_bn.weight": (224,),
+    }.items():
+        assert state[name].shape == shape
+    # The input convention: BGR, 0 to 255, less 104, 117, 128.
+    seen = []
+    model.body.conv1_7x7_s2.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    pixels = torch.tensor([10, 20, 30], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 32, 32)
+    model(pixels)
+    torch.testing.assert_close(seen[0][0, :, 0, 0], torch.tensor([30.0 - 104, 20 - 117, 10 - 128]), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_bn_inception_takes_the_files_in_circulation(tmp_path, suffix):
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    source = models.build("bn_inception", pretrained=False)
+    # With a classifier, batch-norm parameters as (1, C), and no counters: all three occur.
+    state = {name: value for name, value in source.body.state_dict().items() if not name.endswith("tracked")}
+    state["inception_3a_1x1_bn.weight"] = state["inception_3a_1x1_bn.weight"][None]
+    state |= {"last_linear.weight": torch.zeros(98, 1024), "last_linear.bias": torch.zeros(98)}
+    file = tmp_path / f"weights{suffix}"
+    save_file(state, file) if suffix == ".safetensors" else torch.save(state, file)
+    loaded = models.build("bn_inception", weights=str(file))
+    for name, value in source.state_dict().items():
+        assert loaded.state_dict()[name].equal(value), name
+
+
+def test_weights_that_do_not_fit_are_named_in_one_line(tmp_path):
+    state = models.build("bn_inception", pretrained=False).body.state_dict()
+    file = tmp_path / "weights.pth"
+
+    def refused(content, message):
+        if isinstance(content, bytes):
+            file.write_bytes(content)
+        else:
+            torch.save(content, file)
+        with pytest.raises(ValueError, match=message) as caught:
+            models.build("bn_inception", weights=str(file))
+        assert "\n" not in str(caught.value) and "bn_inception-52deb4733.pth" in str(caught.value)
+
+    refused({k: v for k, v in state.items() if k != "conv2_3x3.bias"}, r"weights.pth: .*: conv2_3x3.bias is missing;")
+    refused(state | {"extra.weight": torch.zeros(1)}, "extra.weight is not part of the network")
+    refused(
+        state | {"conv1_7x7_s2.weight": torch.zeros(64, 1, 7, 7)},
+        r"conv1_7x7_s2.weight has shape \(64, 1, 7, 7\) in place of \(64, 3, 7, 7\)",
+    )
+    refused({"a": torch.zeros(1)}, "conv1_7x7_s2.weight is missing; .* and [0-9]+ more; expected")
+    refused([1, 2], "holds no parameters by name")
+    refused(b"no weights", "is no readable file of weights")
+    with pytest.raises(
+        ValueError, match="weights=None: backbone=bn_inception needs the path of bn_inception-52deb4733"
+    ):
+        models.build("bn_inception")
+    with pytest.raises(FileNotFoundError, match="absent.pth: there is no such file; it must be bn_inception-52deb4733"):
+        models.build("bn_inception", weights=str(tmp_path / "absent.pth"))
+
+
+def test_last_stride_1_doubles_the_map_and_keeps_the_weights():
+    torch.manual_seed(0)
+    plain = models.build("resnet50", pretrained=False)
+    torch.manual_seed(0)
+    larger = models.build("resnet50", pretrained=False, last_stride=1)
+    assert plain.state_dict().keys() == larger.state_dict().keys()
+    images = torch.rand(1, 3, 64, 32)
+    with torch.no_grad():
+        assert plain.eval().feature_map(images).shape == (1, 2048, 2, 1)
+        assert larger.eval().feature_map(images).shape == (1, 2048, 4, 2)
+    with pytest.raises(ValueError, match="last_stride=3: must be 1 or 2"):
+        models.build("resnet50", pretrained=False, last_stride=3)
+    with pytest.raises(ValueError, match="last_stride: is no option of backbone=conv4"):
+        models.build("conv4", last_stride=1)
+
+
+def test_the_neck_stands_before_comparison_and_not_before_the_metric_loss():
+    torch.manual_seed(0)
+    model = models.build("conv4").add_neck()
+    before, images = model.feature_map(torch.rand(4, 3, 28, 28)).mean((2, 3)), torch.rand(4, 3, 28, 28)
+    model.neck.running_mean.fill_(2.0)
+    model.neck.running_var.fill_(4.0)
+    model.train()
+    torch.testing.assert_close(model.embedding(before), before)
+    model.eval()
+    # Batch normalisation by running statistics, written out.
+    torch.testing.assert_close(model.embedding(before), (before - 2) / (4 + model.neck.eps) ** 0.5)
+    torch.testing.assert_close(model(images), model.neck(model.feature_map(images).mean((2, 3))))
+    model.retrieve_after_neck = False
+    torch.testing.assert_close(model.embedding(before), before)
+    assert not model.neck.bias.requires_grad and model.neck.weight.requires_grad
+
+
+@pytest.mark.parametrize("name", ["test_convnext", "test_vit", "test_efficientnet"])
+def test_networks_of_timm_keep_their_convention(name):
+    timm = pytest.importorskip("timm")
+    model = models.build(f"timm:{name}", pretrained=False).eval()
+    assert model.embedding_size == timm.create_model(name, num_classes=0).num_features
+    torch.testing.assert_close(model.mean.flatten(), torch.tensor(timm.create_model(name).pretrained_cfg["mean"]))
+    with torch.no_grad():
+        assert model(torch.rand(2, 3, 160, 160)).shape == (2, model.embedding_size)
+
+
+def test_timm_says_what_is_missing(monkeypatch):
+    timm = pytest.importorskip("timm")
+    with pytest.raises(ValueError, match="backbone='timm:resnt50': timm has no such model; near: .*resnet50"):
+        models.build("timm:resnt50")
+
+    def unreachable(*_, **settings):
+        raise OSError("no network\nno luck")
+
+    monkeypatch.setattr(timm, "create_model", unreachable)
+    with pytest.raises(
+        ConnectionError, match="its weights could not be had .OSError: no network.* choose pretrained=False"
+    ):
+        models.build("timm:test_vit")

@@ -1,0 +1,118 @@
+"""What suits which data set, backbone and profile, and the published settings by name; `Config.resolve` looks them up."""
+
+from typing import Any
+
+__all__ = ["BY_PROFILE", "DATASETS", "PHOTOGRAPHS", "PRESETS", "PRETRAINED"]
+
+_DRAWINGS = {"backbone": "conv4", "augmentation": "drawing"}
+PHOTOGRAPHS: dict[str, Any] = {
+    "backbone": "efficientnet_lite0",
+    "augmentation": "photo",
+    "image_size": 128,
+    "center_crop": 0.875,
+    "classes_per_batch": 8,
+    "samples_per_class": 5,
+}
+# Pedestrians are upright, so their pictures are twice as high as wide, and are squeezed into that shape.
+_PEDESTRIANS = {
+    "backbone": "resnet50",
+    "augmentation": "person",
+    "image_size": 256,
+    "image_width": 128,
+    "keep_aspect": False,
+    "classes_per_batch": 16,
+    "samples_per_class": 4,
+}
+DATASETS: dict[str, dict[str, Any]] = {
+    "glyphs": _DRAWINGS | {"image_size": 32, "epochs": 12},
+    "omniglot": _DRAWINGS | {"image_size": 28, "epochs": 30},
+    # The crops show the car from edge to edge: nothing to cut off.
+    "cars196_half": PHOTOGRAPHS | {"image_size": 96, "center_crop": 1.0},
+    "market1501": _PEDESTRIANS,
+    "cuhk03": _PEDESTRIANS,
+}
+# What suits a pretrained backbone.
+PRETRAINED: dict[str, Any] = {
+    "learning_rate": 5e-4,
+    "classifier_learning_rate": 2e-3,
+    "freeze_batch_norm": True,
+    "average_weights": 0.98,
+    "choose_epochs": True,
+    "epochs": 10,
+}
+BY_PROFILE: dict[tuple[str, str], dict[str, Any]] = {
+    ("glyphs", "quick"): {"epochs": 3},
+}
+
+# The authors' released code: train.py, train_finetune.py, dataset/utils.py. They train batch normalisation along, and pick the
+# epoch on the test set, which no preset does: the last epoch counts.
+_AUTHORS = {
+    "backbone": "bn_inception",
+    "image_size": 227,
+    "center_crop": 227 / 256,
+    "augmentation": "crop",
+    "num_iterations": 1,
+    "cross_entropy_weight": 1.0,
+    "similarity": "pearson",
+    "finetune_epochs": 10,
+    "epochs": 70,
+    "optimizer": "radam",
+    "classifier_learning_rate": None,
+    "schedule": "step",
+    "step_at": 31,
+    "freeze_batch_norm": False,
+    "average_weights": 0.0,
+    "choose_epochs": False,
+}
+PRESETS: dict[str, dict[str, Any]] = {
+    "cub": _AUTHORS
+    | {
+        "dataset": "cub",
+        "classes_per_batch": 6,
+        "samples_per_class": 9,
+        "num_anchors": 2,
+        "temperature": 24.0,
+        "learning_rate": 1.56e-4,
+        "weight_decay": 6.06e-6,
+    },
+    "cars196": _AUTHORS
+    | {
+        "dataset": "cars196",
+        "classes_per_batch": 5,
+        "samples_per_class": 7,
+        "num_anchors": 3,
+        "temperature": 79.0,
+        "learning_rate": 2.0e-4,
+        "weight_decay": 4.86e-7,
+    },
+    "sop": _AUTHORS
+    | {
+        "dataset": "sop",
+        "classes_per_batch": 10,
+        "samples_per_class": 6,
+        "num_anchors": 2,
+        "temperature": 54.0,
+        "learning_rate": 6.08e-4,
+        "weight_decay": 5.27e-12,
+    },
+    # Luo et al., "Bag of Tricks and a Strong Baseline for Deep Person Re-identification", CVPRW 2019, with the Group Loss in
+    # the place of the triplet loss. RAdam stands for Adam with its warm-up; of their two steps of the learning rate (after epochs
+    # 40 and 70) there is the first; no label smoothing, no centre loss.
+    "reid": _PEDESTRIANS
+    | {
+        "dataset": "market1501",
+        "last_stride": 1,
+        "bn_neck": True,
+        "random_erasing": 0.5,
+        "epochs": 120,
+        "optimizer": "radam",
+        "schedule": "step",
+        "step_at": 41,
+        "learning_rate": 3.5e-4,
+        "classifier_learning_rate": None,
+        "weight_decay": 5e-4,
+        "freeze_batch_norm": False,
+        "average_weights": 0.0,
+        "choose_epochs": False,
+    },
+}

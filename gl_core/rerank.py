@@ -30,6 +30,9 @@ from gl_core.evaluation import Rows, _Pairs
 
 __all__ = ["k_reciprocal"]
 
+# From this share of entries of V that are not 0 on, it pays to work on so many rows together.
+DENSE, BLOCK = 0.04, 64
+
 
 def k_reciprocal(
     query: Rows,
@@ -77,30 +80,37 @@ def k_reciprocal(
 
     first = 0 if gallery is None else num_queries  # of the gallery's rows among everyone's
     ranks, farthest = _neighbourhoods(everyone, min(k1, len(everyone) - 1))
-    vectors = everyone.cpu().numpy()
-    V = _encode(vectors, ranks, farthest, min(k2, ranks.shape[1]))
+    V = _encode(everyone.cpu().numpy(), ranks, farthest, min(k2, ranks.shape[1]))
     gallery_columns = V[first:].tocsc()
-    if top_k is None:
-        result = _dense(pairs, V[:num_queries], gallery_columns, farthest[:num_queries], lambda_value)
-        return torch.from_numpy(result).to(device)
-    nearest, distance = _nearest(pairs, top_k)
-    best, index = _sparse(
-        V.indptr[: num_queries + 1], V.indices, V.data,
-        gallery_columns.indptr, gallery_columns.indices, gallery_columns.data,
-        vectors[:num_queries], vectors[first:], farthest[:num_queries], nearest, distance,
-        lambda_value, top_k, gallery is None,
-    )  # fmt: skip
-    return torch.from_numpy(best).to(device), torch.from_numpy(index).to(device)
+    shape = (num_queries, len(pairs.gallery) if top_k is None else top_k)
+    distance = torch.empty(shape, dtype=pairs.query.dtype, device=device)
+    index = torch.empty(shape, dtype=torch.int64, device=device)
+    for rows, similarity in pairs.chunks(kept=shape[1]):
+        itself = similarity.diagonal(offset=rows.start) if pairs.leaves_self_out else similarity.new_empty(0)
+        itself.fill_(0)
+        mixed = similarity.clamp_(max=0).neg_().cpu()
+        _mix(rows.start, V, gallery_columns, farthest, lambda_value, mixed.numpy())
+        mixed = mixed.to(device)
+        if top_k is None:
+            distance[rows] = mixed
+            continue
+        if pairs.leaves_self_out:
+            mixed.diagonal(offset=rows.start).fill_(math.inf)
+        # In the order of the gallery first, so that the stable sort leaves equal distances in that order.
+        nearest = mixed.topk(top_k, dim=1, largest=False, sorted=False).indices.sort(dim=1).values
+        distance[rows], order = mixed.gather(1, nearest).sort(dim=1, stable=True)
+        index[rows] = nearest.gather(1, order)
+    return distance if top_k is None else (distance, index)
 
 
 def _neighbourhoods(vectors: Float[Tensor, "n d"], k: int) -> tuple[np.ndarray, np.ndarray]:
     """N(i, k) of every image, (n, k + 1) with itself first, and its largest squared distance (n,), in one pass."""
     pairs = _Pairs(vectors, None, "euclidean")
-    ranks = torch.empty(len(vectors), k + 1, dtype=torch.int64)
+    ranks = torch.empty(len(vectors), k + 1, dtype=torch.int32)
     farthest = torch.empty(len(vectors), dtype=vectors.dtype)
     ranks[:, 0] = torch.arange(len(vectors))
     for rows, similarity in pairs.chunks(kept=k):
-        ranks[rows, 1:] = similarity.topk(k, dim=1).indices.cpu()
+        ranks[rows, 1:] = similarity.topk(k, dim=1).indices.int().cpu()
         similarity.diagonal(offset=rows.start).fill_(0)
         farthest[rows] = -similarity.amin(dim=1).cpu()
     # All images equal: their distances are 0 whatever they are divided by.
@@ -111,9 +121,10 @@ def _encode(vectors: np.ndarray, ranks: np.ndarray, farthest: np.ndarray, k2: in
     """V, with the rows averaged over the k2 nearest."""
     n = len(vectors)
     half = int(np.around((ranks.shape[1] - 1) / 2))
-    sizes = _expanded(ranks, half, np.empty((0, 0), np.int64))
-    members = np.full((n, sizes.max()), -1)
-    _expanded(ranks, half, members)
+    own, nearer = _reciprocal(ranks, ranks.shape[1]), _reciprocal(ranks, half + 1)
+    sizes = _expanded(*own, *nearer, np.empty((0, 0), np.int32))
+    members = np.full((n, sizes.max()), -1, np.int32)
+    _expanded(*own, *nearer, members)
     indptr = np.concatenate([[0], sizes.cumsum()])
     V = sparse.csr_matrix((_weights(vectors, members, sizes, farthest), members[members >= 0], indptr), shape=(n, n))
     if k2 > 1:
@@ -125,51 +136,53 @@ def _encode(vectors: np.ndarray, ranks: np.ndarray, farthest: np.ndarray, k2: in
 
 
 @numba.njit(parallel=True, cache=True)
-def _expanded(ranks, half, members):
+def _reciprocal(ranks, width):
+    """R(i, width - 1) of every image i, and how many they are."""
+    n = len(ranks)
+    found = np.empty((n, width), np.int32)
+    sizes = np.zeros(n, np.int64)
+    for i in numba.prange(n):
+        for j in ranks[i, :width]:
+            for other in ranks[j, :width]:
+                if other == i:
+                    found[i, sizes[i]] = j
+                    sizes[i] += 1
+                    break
+    return found, sizes
+
+
+@numba.njit(parallel=True, cache=True)
+def _expanded(own, num_own, nearer, num_nearer, members):
     """The sizes of R*(i) for every i, and, where `members` has rows for them, the members themselves."""
-    n, width = ranks.shape
+    n = len(own)
     sizes = np.empty(n, np.int64)
     for i in numba.prange(n):
-        own = np.empty(width, np.int64)
-        num_own = _reciprocal(ranks, i, width, own)
-        found = np.empty(num_own * (half + 2), np.int64)
-        found[:num_own] = own[:num_own]
-        num_found = num_own
-        theirs = np.empty(half + 1, np.int64)
-        for position in range(num_own):
-            num_theirs = _reciprocal(ranks, own[position], half + 1, theirs)
+        is_own, is_member = np.zeros(n, np.bool_), np.zeros(n, np.bool_)
+        for j in own[i, : num_own[i]]:
+            is_own[j] = True
+        count = 0
+        for j in own[i, : num_own[i]]:
+            count = _enter(j, is_member, members, i, count)
+        for j in own[i, : num_own[i]]:
+            theirs = nearer[j, : num_nearer[j]]
             shared = 0
-            for j in theirs[:num_theirs]:
-                shared += _contains(own, num_own, j)
-            if shared > 2 / 3 * num_theirs:
-                for j in theirs[:num_theirs]:
-                    if not _contains(found, num_found, j):
-                        found[num_found] = j
-                        num_found += 1
-        sizes[i] = num_found
-        if len(members) > 0:
-            for position in range(num_found):
-                members[i, position] = found[position]
+            for other in theirs:
+                shared += is_own[other]
+            if shared > 2 / 3 * len(theirs):
+                for other in theirs:
+                    count = _enter(other, is_member, members, i, count)
+        sizes[i] = count
     return sizes
 
 
 @numba.njit(cache=True)
-def _reciprocal(ranks, i, width, out):
-    """R(i, width - 1) into `out`; returns how many."""
-    count = 0
-    for j in ranks[i, :width]:
-        if _contains(ranks[j], width, i):
-            out[count] = j
-            count += 1
-    return count
-
-
-@numba.njit(cache=True)
-def _contains(values, length, wanted):
-    for position in range(length):
-        if values[position] == wanted:
-            return True
-    return False
+def _enter(j, is_member, members, i, count):
+    if is_member[j]:
+        return count
+    is_member[j] = True
+    if len(members) > 0:
+        members[i, count] = j
+    return count + 1
 
 
 @numba.njit(cache=True, fastmath=True)
@@ -193,90 +206,52 @@ def _weights(vectors, members, sizes, farthest):
     return weights
 
 
-@numba.njit(cache=True)
-def _shared(indices, data, column_starts, column_indices, column_data, total, touched):
-    """Adds sum_c min(V_ic, V_jc) to total[j] for one row i given by `indices` and `data`; returns how many j it touched."""
-    count = 0
-    for position in range(len(indices)):
-        c, value = indices[position], data[position]
-        for entry in range(column_starts[c], column_starts[c + 1]):
-            j = column_indices[entry]
-            if total[j] == 0:
-                touched[count] = j
+def _mix(
+    start: int,
+    V: sparse.csr_matrix,
+    columns: sparse.csc_matrix,
+    farthest: np.ndarray,
+    lambda_value: float,
+    D: np.ndarray,
+) -> None:
+    """Squared distances D from the queries from `start` on to the gallery become re-ranked distances, in place."""
+    # Rows that have most columns in common anyway are worked on together, a vector instruction for many of them.
+    block = BLOCK if V.nnz > DENSE * math.prod(V.shape) else 1
+    encodings = (V.indptr, V.indices, V.data, columns.indptr, columns.indices, columns.data)
+    _mix_blocks(start, block, *encodings, farthest, D.dtype.type(lambda_value), D)
+
+
+@numba.njit(parallel=True, cache=True)
+def _mix_blocks(
+    start, block, starts, indices, data, column_starts, column_indices, column_data, farthest, lambda_value, D
+):
+    for number in numba.prange((len(D) + block - 1) // block):
+        first, end = number * block, min((number + 1) * block, len(D))
+        # The columns that occur in these rows, and their values: a row for each column, 0 where it does not occur.
+        place = np.full(len(column_starts) - 1, -1, np.int32)
+        occurring = np.empty(len(column_starts) - 1, np.int32)
+        count = 0
+        for entry in range(starts[start + first], starts[start + end]):
+            if place[indices[entry]] < 0:
+                place[indices[entry]] = count
+                occurring[count] = indices[entry]
                 count += 1
-            total[j] += min(value, column_data[entry])
-    return count
-
-
-def _dense(
-    pairs: _Pairs, V: sparse.csr_matrix, columns: sparse.csc_matrix, farthest: np.ndarray, lambda_value: float
-) -> np.ndarray:
-    result = np.empty((V.shape[0], columns.shape[0]), V.dtype)
-    arrays = (V.indptr, V.indices, V.data, columns.indptr, columns.indices, columns.data)
-    for rows, similarity in pairs.chunks(kept=1):
-        if pairs.leaves_self_out:
-            similarity.diagonal(offset=rows.start).fill_(0)
-        original = -similarity.clamp_(max=0).cpu().numpy() / farthest[rows, None]
-        _mix(rows.start, *arrays, original, lambda_value, result[rows])
-    return result
-
-
-@numba.njit(parallel=True, cache=True)
-def _mix(start, starts, indices, data, column_starts, column_indices, column_data, original, lambda_value, out):
-    for row in numba.prange(len(out)):
-        i = start + row
-        entries = slice(starts[i], starts[i + 1])
-        total, touched = np.zeros(out.shape[1], data.dtype), np.empty(out.shape[1], np.int64)
-        _shared(indices[entries], data[entries], column_starts, column_indices, column_data, total, touched)
-        for j in range(out.shape[1]):
-            # Rows of V sum to 1, so the sum of the larger ones is 2 less the sum of the smaller ones.
-            jaccard = 1 - total[j] / (2 - total[j])
-            out[row, j] = (1 - lambda_value) * jaccard + lambda_value * original[row, j]
-
-
-def _nearest(pairs: _Pairs, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k nearest gallery rows of each query and their squared distances."""
-    index = np.empty((len(pairs.query), k), np.int64)
-    distance = np.empty((len(pairs.query), k), pairs.query.cpu().numpy().dtype)
-    for rows, similarity in pairs.chunks(kept=k):
-        values, nearest = similarity.topk(k, dim=1)
-        index[rows], distance[rows] = nearest.cpu().numpy(), -values.clamp_(max=0).cpu().numpy()
-    return index, distance
-
-
-@numba.njit(parallel=True, cache=True)
-def _sparse(
-    starts, indices, data, column_starts, column_indices, column_data,
-    query, gallery, farthest, nearest, nearest_distance, lambda_value, top_k, leaves_self_out,
-):  # fmt: skip
-    """The best `top_k` of each query.
-
-    A gallery image whose encoding shares nothing with the query's has Jaccard distance 1, so among those the originally
-    nearest come first: the best are found among the images that share something and the `top_k` originally nearest.
-    """
-    best = np.empty((len(query), top_k), data.dtype)
-    index = np.empty((len(query), top_k), np.int64)
-    for i in numba.prange(len(query)):
-        entries = slice(starts[i], starts[i + 1])
-        total, touched = np.zeros(len(gallery), data.dtype), np.empty(len(gallery), np.int64)
-        count = _shared(indices[entries], data[entries], column_starts, column_indices, column_data, total, touched)
-        candidates = np.empty(count + top_k, np.int64)
-        values = np.empty(count + top_k, data.dtype)
-        number = 0
-        for j in touched[:count]:
-            if leaves_self_out and j == i:
-                continue
-            original = _squared_distance(query[i], gallery[j]) / farthest[i]
-            candidates[number] = j
-            values[number] = (1 - lambda_value) * (1 - total[j] / (2 - total[j])) + lambda_value * original
-            number += 1
-        for position in range(top_k):
-            j = nearest[i, position]
-            if total[j] == 0:
-                candidates[number] = j
-                values[number] = (1 - lambda_value) + lambda_value * nearest_distance[i, position] / farthest[i]
-                number += 1
-        by_index = np.argsort(candidates[:number])
-        order = by_index[np.argsort(values[:number][by_index], kind="mergesort")][:top_k]
-        best[i], index[i] = values[order], candidates[order]
-    return best, index
+        values = np.zeros((count, block), data.dtype)
+        for row in range(first, end):
+            for entry in range(starts[start + row], starts[start + row + 1]):
+                values[place[indices[entry]], row - first] = data[entry]
+        # shared[j, i] = sum_c min(V_ic, V_jc)
+        shared = np.zeros((D.shape[1], block), data.dtype)
+        for position in range(count):
+            c, own = occurring[position], values[position]
+            for entry in range(column_starts[c], column_starts[c + 1]):
+                theirs, sums = column_data[entry], shared[np.uint32(column_indices[entry])]
+                # Compiled to vector instructions, as long as the length is not known to the compiler.
+                for i in range(len(own)):
+                    value = own[i]
+                    sums[i] += value if value < theirs else theirs
+        for row in range(first, end):
+            for j in range(D.shape[1]):
+                # Rows of V sum to 1, so the sum of the larger ones is 2 less the sum of the smaller ones.
+                jaccard = 1 - shared[j, row - first] / (2 - shared[j, row - first])
+                D[row, j] = (1 - lambda_value) * jaccard + lambda_value * D[row, j] / farthest[start + row]

@@ -143,7 +143,9 @@ def _tuned_and_fit(
     """`fit`, after fine-tuning for classification where it is asked for: by the authors' train_finetune.py, RAdam at a constant
     rate, no weight decay; but with the same batches as later, in place of 32 images drawn from all."""
     loss = build_loss(config, int(images.labels.max()) + 1, model.embedding_size)
-    if config.finetune_epochs and stop_after != 0:
+    # The search chose 0: the network as it was before any training.
+    keep_untrained = config.choose_epochs and stop_after == 0
+    if config.finetune_epochs and not keep_untrained:
         classifier = CrossEntropyLoss(loss.num_classes, model.embedding_size)
         first = dataclasses.replace(
             config, method="cross_entropy", epochs=config.finetune_epochs, learning_rate=config.finetune_learning_rate,

@@ -7,9 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from gl_core import datasets, models, runs, training
+from gl_core import building, datasets, devices, models, runs, training
 from gl_core.config import Config
 from gl_core.images import ImageStore
+from gl_core.loss import GroupLoss, group_loss
 
 SMALL = {"dataset": "folder", "backbone": "conv4", "image_size": 28, "classes_per_batch": 3, "samples_per_class": 4}
 
@@ -231,3 +232,108 @@ def test_quick_training_on_glyphs_adds_a_tenth_to_raw_pixels(project):
     raw = retrieval_metrics(pixels.flatten(1).float(), labels)["R@1"]
     run = training.run(settings, progress=False)
     assert run.metrics["R@1"] >= raw + 0.1
+
+
+def test_the_learning_rate_falls_to_a_tenth_at_its_step(pictures, project):
+    run = training.run(config(pictures, epochs=4, schedule="step", step_at=3, learning_rate=1e-3), progress=False)
+    assert [entry["learning_rate"] for entry in run.history] == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4])
+
+
+def test_classification_comes_first_and_hands_on_network_and_classifier(pictures, project, monkeypatch):
+    stages, original, augmented = [], training.fit, training.augment
+
+    def watch(settings, model, images, *, loss, **others):
+        begin = [value.clone() for value in (*model.parameters(), *loss.parameters())]
+        history = original(settings, model, images, loss=loss, **others)
+        stages.append(
+            (settings, begin, [value.clone() for value in (*model.parameters(), *loss.parameters())], history)
+        )
+        return history
+
+    monkeypatch.setattr(training, "fit", watch)
+    asked = config(pictures, finetune_epochs=2, epochs=3, schedule="step", weight_decay=0.5)
+    whole = training.run(asked, progress=False)
+    (first, _, end, history), (second, begin, _, _) = stages
+    assert (first.method, first.epochs, first.weight_decay) == ("cross_entropy", 2, 0.0) and second == asked
+    assert [entry["learning_rate"] for entry in history] == [3e-4, 3e-4]
+    assert all(a.equal(b) for a, b in zip(end, begin, strict=True))
+    assert len(whole.history) == 3
+    # Interrupted in the stage after it, training does not begin it again.
+    steps = []
+
+    def interrupt(*arguments, **keywords):
+        steps.append(None)
+        if len(steps) == 4 * 2 + 6:
+            raise KeyboardInterrupt
+        return augmented(*arguments, **keywords)
+
+    monkeypatch.setattr(training, "augment", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        training.run(asked, progress=False)
+    monkeypatch.setattr(training, "augment", lambda *a, **k: steps.append(None) or augmented(*a, **k))
+    steps.clear()
+    resumed = training.run(asked, progress=False)
+    assert len(steps) == 4 * 2  # the epoch that was cut, and the last
+    assert resumed.metrics == whole.metrics
+    assert files(project / "_build" / "checkpoints") == []
+
+
+def test_the_loss_compares_before_the_neck_and_classifies_after_it():
+    torch.manual_seed(0)
+    model = models.build("conv4").add_neck()
+    loss = GroupLoss(3, model.embedding_size, num_anchors=1)
+    learner = training.Learner(model, loss, freeze_batch_norm=True).train()
+    images, labels = torch.rand(9, 3, 28, 28), torch.arange(3).repeat_interleave(3)
+    value, embeddings = learner(images, labels)
+    pooled = model.feature_map(images).mean((2, 3))
+    torch.testing.assert_close(embeddings, pooled)
+    normalised = (pooled - pooled.mean(0)) / (pooled.var(0, unbiased=False) + model.neck.eps).sqrt()
+    logits = normalised @ loss.classifier.weight.T + loss.classifier.bias
+    expected = group_loss(pooled, logits, labels, num_anchors=1) + torch.nn.functional.cross_entropy(logits, labels)
+    torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
+    value.backward()
+    assert model.neck.weight.grad.abs().sum() > 0
+
+
+def test_the_recipe_of_re_identification_trains(pictures, project):
+    asked = Config.resolve(
+        preset="reid", dataset="folder", data_root=str(pictures), backbone="conv4", pretrained=False, last_stride=2,
+        image_size=56, image_width=28, classes_per_batch=3, samples_per_class=4, epochs=2,
+    )  # fmt: skip
+    run = training.run(asked, progress=False)
+    assert run.model.neck.running_mean.abs().sum() > 0
+    assert len(run.history) == 2 and 0 <= run.metrics["R@1"] <= 1
+
+
+def test_half_precision_is_close_to_single(pictures):
+    losses = {}
+    for precision in ("32", "bf16"):
+        torch.manual_seed(0)
+        store = ImageStore(datasets.load("folder", pictures), 28)
+        asked = config(pictures, precision=precision, epochs=1)
+        (entry,) = training.fit(asked, models.build("conv4"), store, device=torch.device("cpu"), progress=False)
+        losses[precision] = entry["loss"]
+    assert losses["32"] != losses["bf16"] == pytest.approx(losses["32"], rel=0.05)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", ["photo", "crop", "person", "drawing", "none"])
+def test_the_host_never_waits_for_the_gpu_in_a_step(pictures, kind):
+    gpu = torch.device("cuda", 0)
+    asked = config(pictures, augmentation=kind, random_erasing=0.5, average_weights=0.9, precision="bf16")
+    store = training.image_store(datasets.load("folder", pictures), asked, gpu, training=True)
+    model = training.build_model(asked).to(gpu, memory_format=torch.channels_last)
+    learner = training.Learner(model, training.build_loss(asked, 6, model.embedding_size), freeze_batch_norm=False).to(
+        gpu
+    )
+    fabric = devices.fabric(gpu, asked.precision)
+    learner, optimizer = fabric.setup(learner, building.build_optimizer(asked, learner))
+    sampler = training.GroupSampler(store.labels.cpu(), 3, 4)
+    generator = torch.Generator().manual_seed(0)
+    try:
+        for step, (pixels, labels) in enumerate(store.batches([*sampler, *sampler])):
+            training.train_step(asked, fabric, learner, optimizer, pixels, labels, generator=generator)
+            if step == 1:  # the first steps set up libraries
+                torch.cuda.set_sync_debug_mode("error")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -8,13 +8,14 @@ COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --generate-ha
 	--custom-compile-command "make lock"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book serve test browser lock clean
+.PHONY: help setup book serve test bench browser lock clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make book    set everything up, execute what has changed, build the pages in _build/html"
 	@echo "make serve   show the built book at http://localhost:8000"
 	@echo "make test    all tests, the pages in a real browser among them"
+	@echo "make bench   measure what the library costs against its peers (ONLY='loss reranking' for some parts)"
 	@echo "make setup   only set up .venv (PYTHON=python3.12 for another Python than python3)"
 	@echo "make lock    write the lock files anew, with the newest versions that pyproject.toml admits"
 	@echo "make clean   remove the built pages; runs, records and .venv stay"
@@ -39,6 +40,10 @@ serve: setup
 
 test: setup browser
 	$(BIN)/python -m pytest
+
+# Threads that wait without spinning, as `glbook` has them.
+bench: setup
+	OMP_WAIT_POLICY=passive $(BIN)/python -m benchmarks $(ONLY)
 
 # CHROMIUM=/path/to/a/browser names one that is somewhere else.
 export CHROMIUM

@@ -1,0 +1,27 @@
+"""One side of one case, once, in a fresh process: prints the extra memory of the call in 10^6 bytes."""
+
+import argparse
+import gc
+import json
+
+from benchmarks import measure, parts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    for name in ("part", "case", "side"):
+        parser.add_argument(name)
+    parser.add_argument("--quick", action="store_true")
+    given = parser.parse_args()
+    case = next(case for case in parts.load(given.part, given.quick) if case.name == given.case)
+    side = case.prepare()[given.side]
+    gc.collect()
+    measure.forget_peak()
+    before, _ = measure.resident()
+    side()
+    _, peak = measure.resident()
+    print(json.dumps(max(0, peak - before) / 1e6))
+
+
+if __name__ == "__main__":
+    main()

@@ -134,6 +134,8 @@ class ImageStore:
                 collate_fn=_as_it_is,
                 pin_memory=self.device.type == "cuda",
                 persistent_workers=True,
+                # Its workers' seeds, which nothing uses, would otherwise be drawn from the global state.
+                generator=torch.Generator(),
                 # Forks of a process that already runs threads may hang.
                 multiprocessing_context="forkserver" if os.name == "posix" else "spawn",
             )
@@ -184,7 +186,8 @@ def _as_it_is(batch):
 
 
 def _stack(arrays: list[UInt8[np.ndarray, "h w 3"]]) -> UInt8[Tensor, "n 3 h w"]:
-    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
+    # In the layout of images that are held, so that both give the same numbers to the last bit.
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
 
 
 def _threaded(pictures: _Pictures, indices: list) -> Iterator[UInt8[Tensor, "n 3 h w"]]:
@@ -214,6 +217,9 @@ def _fitted(image: "Image.Image", box: tuple[int, int], size: tuple[int, int], k
     # The part of the original that is kept; resizing just that is one step and reads no pixel too many.
     height, width = min(size[0] / scale_y, image.height), min(size[1] / scale_x, image.width)
     left, top = (image.width - width) / 2, (image.height - height) / 2
+    if scale_y == scale_x == 1:
+        # Nothing is scaled: keep to whole pixels, as half a pixel would blur.
+        left, top = math.floor(left), math.floor(top)
     part = (left, top, left + width, top + height)
     return image.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=part)
 

@@ -89,6 +89,12 @@ def test_a_rectangle_is_cut_out_or_squeezed_in():
     )
 
 
+def test_what_has_the_right_scale_already_is_cut_at_whole_pixels(pictures):
+    array = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    ((image, _),) = ImageStore(Pictures([Image.fromarray(array)]), 27, resize=32).batches([[0]])
+    np.testing.assert_array_equal(image[0].permute(1, 2, 0).numpy(), array[2:29, 2:29])
+
+
 @pytest.mark.parametrize("w", [31, 47, 211, 500])
 def test_no_size_makes_the_part_leave_the_image(w):
     pictures = Pictures([Image.fromarray(np.full((w + 3, w, 3), 9, np.uint8))])

@@ -337,3 +337,11 @@ def test_the_host_never_waits_for_the_gpu_in_a_step(pictures, kind):
                 torch.cuda.set_sync_debug_mode("error")
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_images_that_do_not_fit_into_memory_give_the_same_run(pictures, project, monkeypatch):
+    held = training.run(config(pictures), progress=False)
+    monkeypatch.setattr(devices, "memory_budget", lambda _: 0)
+    decoded = training.run(config(pictures, workers=1), progress=False)
+    assert decoded.metrics == held.metrics
+    assert [entry["loss"] for entry in decoded.history] == [entry["loss"] for entry in held.history]

@@ -30,6 +30,7 @@ DATASETS: dict[str, dict[str, Any]] = {
     "cars196_half": PHOTOGRAPHS | {"image_size": 96, "center_crop": 1.0},
     "market1501": _PEDESTRIANS,
     "cuhk03": _PEDESTRIANS,
+    "cuhk03_labelled": _PEDESTRIANS,
 }
 # What suits a pretrained backbone.
 PRETRAINED: dict[str, Any] = {

@@ -1,7 +1,7 @@
 """Image sets for retrieval, by name: one file a data set, each returns the same table.
 
 To add one, write a module here whose `load(root, **options)` returns the `RetrievalDataset` of all its splits, and name
-it in `_NAMES`.
+it in `_READERS`.
 """
 
 import inspect
@@ -14,12 +14,25 @@ from gl_core.datasets.base import RetrievalDataset
 
 __all__ = ["RetrievalDataset", "load", "names"]
 
-_NAMES = ("glyphs", "omniglot", "cars196_half", "folder")
+# The module that reads a data set, and the options that its name stands for.
+_READERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "glyphs": ("glyphs", {}),
+    "omniglot": ("omniglot", {}),
+    "cars196_half": ("cars196_half", {}),
+    "folder": ("folder", {}),
+    "cub": ("cub", {}),
+    "cars196": ("cars196", {}),
+    "sop": ("sop", {}),
+    "inshop": ("inshop", {}),
+    "market1501": ("market1501", {}),
+    "cuhk03": ("cuhk03", {"boxes": "detected"}),
+    "cuhk03_labelled": ("cuhk03", {"boxes": "labelled"}),
+}
 
 
 def names() -> list[str]:
     """The names that `load` knows."""
-    return list(_NAMES)
+    return list(_READERS)
 
 
 def load(name: str, root: str | os.PathLike | None = None, split: str = "train", **options: Any) -> RetrievalDataset:
@@ -30,15 +43,16 @@ def load(name: str, root: str | os.PathLike | None = None, split: str = "train",
         root: folder or archive that holds the data set; what is expected there says the docstring of its module. None
             suits glyphs, which are drawn, and omniglot, which is downloaded.
         split: "train", "test" (queries and gallery), or "all".
-        options: those of the data set, such as `size` of glyphs or `train_classes` of a folder.
+        options: those of the data set, such as `size` of glyphs, `train_classes` of a folder or `crop` of cub.
 
     Raises ValueError for an unknown name, split or option and for files that do not make up the data set,
     FileNotFoundError where there is nothing, ConnectionError where a download fails.
     """
-    _checks.choice("name", name, _NAMES)
-    module = import_module(f"gl_core.datasets.{name}")
-    known = [option for option in inspect.signature(module.load).parameters if option != "root"]
+    _checks.choice("name", name, _READERS)
+    reader, meant = _READERS[name]
+    module = import_module(f"gl_core.datasets.{reader}")
+    known = [option for option in inspect.signature(module.load).parameters if option not in ("root", *meant)]
     for option in options:
         if option not in known:
             raise ValueError(f"{option}: is no option of {name}, which has {', '.join(known) or 'none'}")
-    return module.load(root, **options).split(split)
+    return module.load(root, **meant, **options).split(split)

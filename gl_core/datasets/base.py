@@ -16,11 +16,14 @@ if TYPE_CHECKING:
     import pandas as pd
     from PIL import Image
 
-__all__ = ["SPLITS", "ImageSource", "RetrievalDataset", "existing", "tabulate"]
+__all__ = ["JUNK", "SPLITS", "ImageSource", "RetrievalDataset", "existing", "tabulate"]
 
 SPLITS = ("train", "test", "all")
 # Held-out classes are compared with each other, and so are those that remain to be learned from: two make a comparison.
 FEWEST_CLASSES = 2
+# Gallery images that show no whole person: the protocol of re-identification counts them neither as hits nor as misses.
+JUNK = "junk"
+JUNK_LABEL = -1
 
 
 class ImageSource(Protocol):
@@ -41,11 +44,11 @@ class RetrievalDataset(Dataset):
 
     Attributes:
         name: the data set's name.
-        labels: int64 (n,).
-        class_names: the name of each label, of all splits.
+        labels: int64 (n,); -1 for junk in a gallery, which is of no class.
+        class_names: the name of each label, of all splits; junk, which has label -1, is not among them.
         table: a pandas table, one row an image, with the columns `path`, `label`, `split` ("train" or "test"),
             `is_query` and `is_gallery` (booleans; both False for images that are only trained on), `class_name`, and
-            what else is known.
+            what else is known: `camera` (from 1) where persons are re-identified, `super_class`, ...
         images: where the images come from.
 
     `d[i]` raises ValueError, naming the file, for an image that cannot be read.
@@ -72,7 +75,7 @@ class RetrievalDataset(Dataset):
         return image, int(self.labels[index])
 
     def __repr__(self) -> str:
-        return f"RetrievalDataset({self.name}: {len(self)} images of {len(np.unique(self.labels))} classes)"
+        return f"RetrievalDataset({self.name}: {len(self)} images of {len(np.unique(self.labels[self.labels >= 0]))} classes)"
 
     def subset(self, index: ArrayLike) -> "RetrievalDataset":
         """The images of these positions (whole numbers, or one boolean an image), with the labels that they have here.
@@ -133,27 +136,32 @@ def tabulate(
     test_classes: Sequence[str],
     **columns: Sequence[Any],
 ) -> tuple["pd.DataFrame", list[str]]:
-    """The table and the class names of a data set in which the images of new classes search each other.
+    """The table and the class names of a data set. Images of the test classes search each other, unless columns say otherwise.
 
     Args:
         paths: of each image.
-        classes: the name of each image's class.
+        classes: the name of each image's class; `JUNK` for what a gallery holds beside its classes.
         train_classes, test_classes: names in the order of the labels; no name is in both.
-        columns: what else is known of each image.
+        columns: what else is known of each image; `is_query` and `is_gallery` where these are not the same images.
+
+    Raises ValueError for a class that is trained on and tested.
     """
     import pandas as pd
 
     class_names = [*train_classes, *test_classes]
-    label_of = {name: label for label, name in enumerate(class_names)}
+    label_of = {JUNK: JUNK_LABEL} | {name: label for label, name in enumerate(class_names)}
+    both = set(train_classes) & set(test_classes)
+    if both:
+        raise ValueError(f"class {min(both)!r} is in training and in the test: the classes of a test must be new")
     labels = np.array([label_of[name] for name in classes], dtype=np.int64)
-    is_test = labels >= len(train_classes)
+    is_test = (labels >= len(train_classes)) | (labels == JUNK_LABEL)
+    parts = {"is_query": is_test, "is_gallery": is_test}
     table = pd.DataFrame(
         {
             "path": list(paths),
             "label": labels,
             "split": np.where(is_test, "test", "train"),
-            "is_query": is_test,
-            "is_gallery": is_test,
+            **{name: np.asarray(columns.pop(name, default), dtype=bool) for name, default in parts.items()},
             "class_name": list(classes),
             **columns,
         }

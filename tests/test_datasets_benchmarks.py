@@ -1,0 +1,242 @@
+"""The six benchmarks: miniatures in the form of the originals, read by the official protocols."""
+
+import pickle
+import sys
+import time
+
+import numpy as np
+import pytest
+from miniatures import BUILDERS, cars196, cub, cuhk03_release, inshop, market1501, sop
+
+from gl_core import datasets
+
+
+@pytest.fixture(params=BUILDERS)
+def mini(request, tmp_path):
+    """(how `load` is called for the parts, images of the parts: trained on, queries, gallery, classes of training and test)"""
+    name, build = BUILDERS[request.param]
+    root = build(tmp_path / "data")
+    expected = {
+        "cub": (12, 12, 12, 4, 4),
+        "cars196": (12, 12, 12, 4, 4),
+        "cars196 devkit": (16, 16, 16, 4, 4),
+        "sop": (15, 12, 12, 5, 4),
+        "inshop": (10, 8, 8, 5, 4),
+        "inshop nested": (10, 8, 8, 5, 4),
+        # 6 images of persons, 2 of them junk, 3 distractors, which make a class
+        "market1501": (16, 6, 11, 4, 4),
+        "cuhk03": (16, 6, 6, 4, 3),
+        "cuhk03_labelled": (16, 6, 5, 4, 3),
+        "cuhk03 release": (32, 6, 18, 4, 3),
+        "cuhk03_labelled release": (32, 6, 18, 4, 3),
+    }[request.param]
+    return lambda split, **options: datasets.load(name, root, split, **options), expected, name
+
+
+def test_splits_and_labels(mini):
+    load, (trained_on, queries, gallery, train_classes, test_classes), name = mini
+    whole, train, test = load("all"), load("train"), load("test")
+    assert whole.name == name and len(whole) == len(train) + len(test)
+    assert (len(train), test.table.is_query.sum(), test.table.is_gallery.sum()) == (trained_on, queries, gallery)
+    assert np.array_equal(np.unique(train.labels), np.arange(train_classes))
+    known = test.labels[test.labels >= 0]
+    assert np.array_equal(np.unique(known), np.arange(train_classes, train_classes + test_classes))
+    assert len(whole.class_names) == len(set(whole.class_names)) == train_classes + test_classes
+    assert not set(train.table.class_name) & set(test.table.class_name) and not set(train.table.path) & set(
+        test.table.path
+    )
+    assert (
+        not (train.table.is_query | train.table.is_gallery).any()
+        and (test.table.is_query | test.table.is_gallery).all()
+    )
+    for part in (whole, train, test):
+        assert list(part.table.columns[:5]) == ["path", "label", "split", "is_query", "is_gallery"]
+        assert part.labels.dtype == np.int64 and part.table.is_query.dtype == part.table.is_gallery.dtype == bool
+        assert part.table.class_name.tolist() == [
+            part.class_names[label] if label >= 0 else "junk" for label in part.labels
+        ]
+    # Every query has an image to find.
+    found = set(test.labels[test.table.is_gallery])
+    assert set(test.labels[test.table.is_query]) <= found
+
+
+def test_every_image_is_read_grey_ones_too(mini):
+    load, *_ = mini
+    dataset = pickle.loads(pickle.dumps(load("all")))
+    pixels = [np.asarray(image) for image, _ in dataset]
+    assert all(array.shape[2] == 3 for array in pixels)
+    assert len({array.tobytes() for array in pixels}) == len(pixels), "each picture of a miniature is another"
+
+
+def test_cameras(mini):
+    load, _, name = mini
+    if name not in ("market1501", "cuhk03", "cuhk03_labelled"):
+        assert "camera" not in load("all").table
+        return
+    assert set(load("all").table.camera) == {1, 2}
+    test = load("test").table
+    for query in test[test.is_query].itertuples():
+        others = test[test.is_gallery & (test.label == query.label) & (test.camera != query.camera)]
+        assert len(others) or name == "cuhk03_labelled"
+
+
+def test_a_lacking_root(mini, tmp_path):
+    _, _, name = mini
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=f"root={tmp_path}/empty: lacks .*; it must be the folder that holds"):
+        datasets.load(name, tmp_path / "empty")
+    with pytest.raises(FileNotFoundError, match="nothing is there; it must be the folder that holds"):
+        datasets.load(name, tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="root=None: must be the folder that holds"):
+        datasets.load(name)
+
+
+def test_the_top_folder_itself_will_do(tmp_path):
+    cub(tmp_path), sop(tmp_path), market1501(tmp_path)
+    for name, top in (
+        ("cub", "CUB_200_2011"),
+        ("sop", "Stanford_Online_Products"),
+        ("market1501", "Market-1501-v15.09.15"),
+    ):
+        inside, around = datasets.load(name, tmp_path / top, "all"), datasets.load(name, tmp_path, "all")
+        assert inside.table.equals(around.table)
+
+
+# Each protocol's own
+
+
+@pytest.mark.parametrize(("name", "build", "border"), [("cub", cub, 100), ("cars196", cars196, 98)])
+def test_classes_are_parted_by_their_numbers(tmp_path, name, build, border):
+    build(tmp_path)
+    for split in ("train", "test"):
+        numbers = {int(class_name[:3]) for class_name in datasets.load(name, tmp_path, split).table.class_name}
+        assert (
+            all((number <= border) == (split == "train") for number in numbers)
+            and border + (split == "test") in numbers
+        )
+
+
+@pytest.mark.parametrize(("name", "build"), [("cub", cub), ("cars196", cars196)])
+def test_boxes(tmp_path, name, build):
+    build(tmp_path)
+    whole, cropped = datasets.load(name, tmp_path), datasets.load(name, tmp_path, crop=True)
+    # left 4, top 2, 20 x 10; MATLAB's 5..24 and 3..12 are the same
+    expected = np.asarray(whole[0][0])[2:12, 4:24]
+    assert whole[0][0].size == (40, 32) and np.array_equal(np.asarray(cropped[0][0]), expected)
+    assert cropped.table.equals(whole.table)
+
+
+def test_boxes_are_optional(tmp_path):
+    (cub(tmp_path) / "CUB_200_2011" / "bounding_boxes.txt").unlink()
+    assert len(datasets.load("cub", tmp_path)) == 12
+    with pytest.raises(FileNotFoundError, match="crop=True: takes .*bounding_boxes.txt, which is not there"):
+        datasets.load("cub", tmp_path, crop=True)
+
+
+def test_super_classes_of_products(tmp_path):
+    table = datasets.load("sop", sop(tmp_path), "all").table
+    assert {path.split("_final/")[0] for path in table.path} == set(table.super_class) == {"bicycle", "cabinet"}
+    assert (table.groupby("label").super_class.nunique() == 1).all()
+
+
+def test_queries_and_gallery_of_items(tmp_path):
+    test = datasets.load("inshop", inshop(tmp_path), "test").table
+    assert not (test.is_query & test.is_gallery).any()
+    assert set(test[test.is_query].label) == set(test[test.is_gallery].label)
+    (tmp_path / "list_eval_partition.txt").write_text("1\nimage_name item_id evaluation_status\nimg/a.jpg id_1 val\n")
+    with pytest.raises(
+        ValueError, match="list_eval_partition.txt: 'val' is no part: must be one of train, query, gallery"
+    ):
+        datasets.load("inshop", tmp_path)
+
+
+def test_junk_and_distractors_of_market(tmp_path):
+    test = datasets.load("market1501", market1501(tmp_path), "test")
+    junk, distractors = test.labels == -1, (test.table.class_name == "0000").to_numpy()
+    assert junk.sum() == 2 and distractors.sum() == 3
+    assert test.table.path[junk].str.contains("/-1_c").all() and not test.table.is_query[junk | distractors].any()
+    assert test.table.is_gallery[junk | distractors].all() and (test.labels[distractors] >= 0).all()
+    assert "of 4 classes" in repr(test) and test.table[~junk].is_gallery.sum() == 9
+    folder = tmp_path / "Market-1501-v15.09.15" / "query"
+    min(folder.glob("0001_*")).rename(folder / "-1_c1s1_000010_00.jpg")
+    with pytest.raises(ValueError, match="query/-1_c1s1_000010_00.jpg: is junk"):
+        datasets.load("market1501", tmp_path)
+    (folder / "-1_c1s1_000010_00.jpg").rename(folder / "person.jpg")
+    with pytest.raises(ValueError, match="query/person.jpg: the name must begin with person and camera"):
+        datasets.load("market1501", tmp_path)
+
+
+def test_a_person_must_not_be_trained_on_and_tested(tmp_path):
+    top = market1501(tmp_path) / "Market-1501-v15.09.15"
+    (top / "bounding_box_train" / "0001_c1s1_000000_00.jpg").write_bytes(b"")
+    with pytest.raises(ValueError, match="class '0001' is in training and in the test"):
+        datasets.load("market1501", tmp_path)
+
+
+def test_images_of_the_release_are_upright(tmp_path):
+    cuhk03_release(tmp_path)
+    for name, mark in (("cuhk03", 0), ("cuhk03_labelled", 1)):
+        dataset = datasets.load(name, tmp_path, "all")
+        for path, (image, _) in zip(dataset.table.path, dataset, strict=True):
+            pair, person, view, number = (int(part) for part in path.removesuffix(".png").split("_"))
+            assert image.size == (16, 32)
+            assert image.getpixel((15, 0)) == (100 * pair + 10 * person + number, mark, 255)
+            assert (view == 1) == (number <= 5)
+
+
+def test_the_release_without_h5py(tmp_path, monkeypatch):
+    cuhk03_release(tmp_path)
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(
+        ModuleNotFoundError, match="cuhk-03.mat is read with h5py, which is not installed: `pip install h5py`"
+    ):
+        datasets.load("cuhk03", tmp_path)
+
+
+# What goes wrong
+
+
+@pytest.mark.parametrize("file", ["cars_annos.mat"])
+def test_damaged_annotations_are_named(tmp_path, file):
+    (cars196(tmp_path) / file).write_bytes(b"MATLAB 5.0 MAT-file")
+    with pytest.raises(ValueError, match=f"{file}: is no MATLAB file that can be read"):
+        datasets.load("cars196", tmp_path)
+
+
+def test_a_cut_list_is_named(tmp_path):
+    path = sop(tmp_path) / "Stanford_Online_Products" / "Ebay_test.txt"
+    path.write_text(path.read_text()[:45])
+    with pytest.raises(ValueError, match="Ebay_test.txt: line 2 holds . of 4 values"):
+        datasets.load("sop", tmp_path)
+
+
+def test_an_unlabelled_bird_is_named(tmp_path):
+    path = cub(tmp_path) / "CUB_200_2011" / "image_class_labels.txt"
+    path.write_text("1 1\n")
+    with pytest.raises(ValueError, match="image_class_labels.txt: holds no class of 001.Bird_1/Bird_1_0001_7.jpg"):
+        datasets.load("cub", tmp_path)
+
+
+def test_a_cut_image_is_named(tmp_path):
+    cub(tmp_path)
+    dataset = datasets.load("cub", tmp_path)
+    path = tmp_path / "CUB_200_2011" / "images" / dataset.table.path[0]
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(ValueError, match=f"{path}: the image cannot be read"):
+        dataset[0]
+
+
+def test_the_table_of_all_products_is_quick(tmp_path):
+    top, position = tmp_path / "Stanford_Online_Products", 0
+    top.mkdir()
+    for name, first, products, images in (("Ebay_train.txt", 1, 11318, 59551), ("Ebay_test.txt", 11319, 11316, 60502)):
+        rows = ["image_id class_id super_class_id path"]
+        for i in range(images):
+            position += 1
+            rows.append(f"{position} {first + i * products // images} 1 bicycle_final/{111085122871 + i}_{i % 7}.JPG")
+        (top / name).write_text("\n".join(rows))
+    datasets.load("sop", sop(tmp_path / "small"))  # whatever is imported on first use
+    began = time.process_time()
+    whole = datasets.load("sop", tmp_path, "all")
+    assert time.process_time() - began < 2
+    assert len(whole) == 120_053 and len(whole.class_names) == 22_634

@@ -61,16 +61,11 @@ class Config:
     learning_rate: float = 2e-3
     classifier_learning_rate: float | None = None  # for the classifier or proxies alone; None: as the rest
     weight_decay: float = 1e-4
-    schedule: str = (
-        "cosine"  # "cosine" falls to 0 over the epochs, "constant" stays, "step" falls to a tenth at step_at
-    )
-    step_at: int = (
-        31  # the first epoch, counted from 1, with a tenth of the learning rate; 31 of 70 in the authors' code
-    )
+    # "cosine" falls to 0 over the epochs, "constant" stays, "step" falls to a tenth at the beginning of epoch step_at.
+    schedule: str = "cosine"
+    step_at: int = 31  # counted from 1; 31 of 70 in the authors' code
     augmentation: str = "drawing"  # see gl_core.images.augment
-    random_erasing: float = (
-        0.0  # probability that a rectangle of a training image is blotted out; 0.5 in re-identification
-    )
+    random_erasing: float = 0.0  # share of training images with a rectangle blotted out; 0.5 in re-identification
     center_crop: float = 1.0  # part of the shorter side that evaluation looks at
 
     # Gentleness, for pretrained backbones: few images must not overwrite what millions taught.

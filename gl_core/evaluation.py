@@ -7,7 +7,7 @@ float32 products.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -15,16 +15,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gl_core import _checks
-from gl_core.clustering import as_rows, kmeans, mutual_information, squared_norms
+from gl_core.clustering import as_rows, kmeans, mutual_information
+from gl_core.pairs import RANGE, ClassMembers, Labels, Pairs, Rows, as_labels, compared, unit_rows
+from gl_core.reid import reid_metrics
 
-__all__ = ["clustering_metrics", "nearest_neighbours", "retrieval_metrics"]
-
-CHUNK_BYTES = 256 * 2**20  # that the rows of one chunk of queries take, similarities and workspace together
-WORKSPACE_BYTES = 128  # for each neighbour or positive that is kept of a row
-RANGE = {"cosine": (-1.0, 1.0), "euclidean": (-math.inf, 0.0)}
-
-Rows = Float[Tensor, "n d"] | np.ndarray
-Labels = Int[Tensor, "n"] | np.ndarray | Sequence[int]
+__all__ = ["clustering_metrics", "nearest_neighbours", "reid_metrics", "retrieval_metrics"]
 
 
 def nearest_neighbours(
@@ -52,7 +47,7 @@ def nearest_neighbours(
             [2],
             [1]]))
     """
-    pairs = _Pairs(query, gallery, metric)
+    pairs = Pairs(query, gallery, metric)
     _checks.count("k", k, least=1)
     if k > pairs.candidates:
         raise ValueError(f"k={k}: must be at most {pairs.candidates}, the rows that a query is compared with")
@@ -60,10 +55,10 @@ def nearest_neighbours(
         _checks.count("chunk_size", chunk_size, least=1)
     similarity = pairs.query.new_empty(len(pairs.query), k)
     index = similarity.new_empty(similarity.shape, dtype=torch.int64)
-    for rows, compared in pairs.chunks(chunk_size, kept=k):
+    for rows, all_of_them in pairs.chunks(chunk_size, kept=k):
         # in the order of the gallery first, so that the stable sort leaves equal similarities in that order
-        nearest = compared.topk(k, sorted=False).indices.sort(dim=1).values
-        values = compared.gather(1, nearest).clamp_(*RANGE[metric])
+        nearest = all_of_them.topk(k, sorted=False).indices.sort(dim=1).values
+        values = all_of_them.gather(1, nearest).clamp_(*RANGE[metric])
         similarity[rows], order = values.sort(dim=1, descending=True, stable=True)
         index[rows] = nearest.gather(1, order)
     return similarity, index
@@ -77,6 +72,8 @@ def retrieval_metrics(
     *,
     recall_at: Sequence[int] = (1, 2, 4, 8),
     metric: str = "cosine",
+    distances: Float[Tensor, "q g"] | np.ndarray | None = None,
+    chunk_size: int | None = None,
 ) -> dict[str, float | int]:
     """How well the neighbours of a query share its label, averaged over queries.
 
@@ -92,6 +89,10 @@ def retrieval_metrics(
     vectors do not always give equal bits, a difference within the rounding error of a product of d terms is a tie, too:
     for cosine, max(4, sqrt(d) / 2) times the machine epsilon, 1.3e-6 in float32 and 2.5e-15 in float64 at d = 512; for
     euclidean, that times |q|^2 + |g|^2. Any larger difference decides.
+
+    `distances` (q, g), those of `gl_core.rerank.k_reciprocal` for instance, take the place of `metric`; without a gallery
+    they are (q, q). `chunk_size` is the number of queries compared at a time, which bounds the memory; if None, as many as
+    fit into 256 MiB.
 
     Returns the fractions "R@K" for each K of `recall_at` (which may exceed the gallery), "MAP@R" and "R-Precision", all
     in [0, 1], and the number "excluded_queries" of queries without any positive: they are left out of the averages.
@@ -112,36 +113,33 @@ def retrieval_metrics(
         _checks.count("recall_at", cutoff, least=1)
     if (gallery is None) != (gallery_labels is None):
         raise ValueError("gallery and gallery_labels: must be given together, or neither of them")
-    pairs = _Pairs(query, gallery, metric)
-    device = pairs.query.device
-    query_labels = _as_labels("query_labels", query_labels, len(pairs.query)).to(device)
+    if chunk_size is not None:
+        _checks.count("chunk_size", chunk_size, least=1)
+    pairs = compared(query, gallery, metric, distances)
+    query_labels = as_labels("query_labels", query_labels, pairs.num_queries).to(pairs.device)
     if gallery is None:
         gallery_labels = query_labels
     else:
-        gallery_labels = _as_labels("gallery_labels", gallery_labels, len(pairs.gallery)).to(device)
+        gallery_labels = as_labels("gallery_labels", gallery_labels, pairs.num_gallery).to(pairs.device)
 
-    # The gallery sorted by label: the members of a query's class are those from `first` to before `end`.
-    gallery_labels, by_label = gallery_labels.sort()
-    first = torch.searchsorted(gallery_labels, query_labels)[:, None]
-    end = torch.searchsorted(gallery_labels, query_labels, right=True)[:, None]
-    num_positives = end - first - int(pairs.leaves_self_out)
-    used = num_positives.squeeze(1) > 0
-    width = int((end - first).max())
+    classes = ClassMembers(query_labels, gallery_labels)
+    num_positives = classes.sizes - int(pairs.leaves_self_out)
+    used = num_positives > 0
     if not used.any():
         raise ValueError(f"query_labels: none of the {len(used)} queries has a positive, a gallery row of its label")
 
-    step = torch.arange(width, device=device)
-    j = (step + 1).double()
-    best_rank, precision, average_precision = torch.empty(3, len(used), dtype=torch.float64, device=device).unbind()
-    for rows, similarity in pairs.chunks(kept=width):
-        positives = num_positives[rows]
-        # Small classes repeat their last member. A query whose class is missing reads any row: it is not used.
-        members = by_label[torch.minimum(first[rows] + step, end[rows] - 1)]
+    j = torch.arange(1, classes.width + 1, device=pairs.device).double()
+    best_rank, precision, average_precision = torch.empty(
+        3, len(used), dtype=torch.float64, device=pairs.device
+    ).unbind()
+    for rows, similarity in pairs.chunks(chunk_size, kept=classes.width):
+        positives = num_positives[rows, None]
+        members, belongs = classes.of(rows)
         positive = similarity.gather(1, members) - pairs.rounding(rows, members)
-        positive = positive.masked_fill_(first[rows] + step >= end[rows], -math.inf).sort(dim=1, descending=True).values
+        positive = positive.masked_fill_(~belongs, -math.inf).sort(dim=1, descending=True).values
         negative = similarity.scatter_(1, members, -math.inf)
         # v_j of the formula, cut off at `width`: from there on the rank exceeds R in any case
-        v = torch.searchsorted(-negative.topk(width).values, -positive, right=True)
+        v = torch.searchsorted(-negative.topk(classes.width).values, -positive, right=True)
         rank = j + v
         relevant = rank <= positives
         precision[rows] = relevant.sum(dim=1) / positives.squeeze(1).double()
@@ -171,91 +169,12 @@ def clustering_metrics(embeddings: Rows, labels: Labels, *, seed: int = 0, metri
     """
     _checks.choice("metric", metric, RANGE)
     embeddings = as_rows("embeddings", embeddings)
-    labels = _as_labels("labels", labels, len(embeddings))
+    labels = as_labels("labels", labels, len(embeddings))
     num_classes = len(labels.unique())
     if num_classes == 1:
         raise ValueError(f"labels holds a single class, {int(labels[0])}: must hold at least two")
     if metric == "cosine":
-        embeddings = _unit_rows(embeddings)
+        embeddings = unit_rows(embeddings)
     restarts = 10 if len(embeddings) * num_classes <= 1_000_000 else 1
     clusters, _, _ = kmeans(embeddings, num_classes, seed=seed, restarts=restarts)
     return mutual_information(labels, clusters)
-
-
-class _Pairs:
-    """Query and gallery, checked, in one dtype on one device, to be compared by `metric` a chunk of queries at a time.
-
-    `query_scale` and `gallery_scale` hold what the rounding errors of a row are proportional to. The terms that are
-    added up for a similarity of q and g are bounded by |q| |g| = 1/2 + 1/2 for unit vectors, by |q|^2 + |g|^2 for
-    squared distances.
-    """
-
-    def __init__(self, query: Rows, gallery: Rows | None, metric: str):
-        _checks.choice("metric", metric, RANGE)
-        self.metric, self.leaves_self_out = metric, gallery is None
-        query = as_rows("query", query)
-        if gallery is not None:
-            gallery = as_rows("gallery", gallery).to(query.device)
-            if gallery.shape[1] != query.shape[1]:
-                raise ValueError(f"gallery has {gallery.shape[1]} columns: must have {query.shape[1]}, as query has")
-            dtype = torch.promote_types(query.dtype, gallery.dtype)
-            query, gallery = query.to(dtype), gallery.to(dtype)
-        self.query, self.query_scale = self._prepare("query", query)
-        self.gallery, self.gallery_scale = (
-            (self.query, self.query_scale) if gallery is None else self._prepare("gallery", gallery)
-        )
-        self.candidates = len(self.gallery) - int(self.leaves_self_out)
-
-    def _prepare(self, name: str, x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n"]]:
-        if self.metric == "cosine":
-            return _unit_rows(x), x.new_full((len(x),), 0.5)
-        return x, squared_norms(name, x)
-
-    def rounding(self, rows: slice, index: Int[Tensor, "q k"]) -> Float[Tensor, "q k"]:
-        """How far two computations of the similarity of these queries and gallery rows may lie apart.
-
-        Sums of d terms in different orders drift apart like a random walk of d steps.
-        """
-        d = self.query.shape[1]
-        spread = max(4.0, math.sqrt(d) / 2) * torch.finfo(self.query.dtype).eps
-        return spread * (self.query_scale[rows, None] + self.gallery_scale[index])
-
-    def chunks(self, chunk_size: int | None = None, *, kept: int) -> Iterator[tuple[slice, Float[Tensor, "q g"]]]:
-        """Queries as a slice, and their similarity to the gallery, minus infinity for themselves if they are left out.
-
-        The similarities may be overwritten, and are not valid after the next step: all chunks share one buffer. `kept`
-        is the number of neighbours or positives of each query that the caller works on.
-        """
-        if chunk_size is None:
-            row_bytes = len(self.gallery) * self.query.element_size() + kept * WORKSPACE_BYTES
-            chunk_size = max(1, CHUNK_BYTES // row_bytes)
-        buffer = self.query.new_empty(min(chunk_size, len(self.query)), len(self.gallery))
-        for start in range(0, len(self.query), chunk_size):
-            rows = slice(start, min(start + chunk_size, len(self.query)))
-            query, similarity = self.query[rows], buffer[: rows.stop - start]
-            # Writing into the buffer also keeps these products out of autocast.
-            if self.metric == "cosine":
-                torch.mm(query, self.gallery.T, out=similarity)
-            else:
-                torch.addmm(self.gallery_scale, query, self.gallery.T, beta=-1, alpha=2, out=similarity)
-                similarity.sub_(self.query_scale[rows, None])
-            if self.leaves_self_out:
-                similarity.diagonal(offset=start).fill_(-math.inf)
-            yield rows, similarity
-
-
-def _unit_rows(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-    """Rows of length 1; zero rows stay zero. Dividing by the largest entry first keeps all squares within range."""
-    largest = torch.linalg.vector_norm(x, math.inf, dim=1, keepdim=True)
-    x = x / torch.where(largest > 0, largest, 1)
-    return x / torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp(min=1)
-
-
-def _as_labels(name: str, labels: Labels, length: int) -> Int[Tensor, "n"]:
-    if not isinstance(labels, Tensor):
-        labels = np.asarray(labels)
-        if labels.dtype.kind not in "iu":
-            raise ValueError(f"{name} has dtype {labels.dtype}: must be whole numbers")
-        labels = torch.from_numpy(labels.astype(np.int64))
-    _checks.labels(name, labels, length=length)
-    return labels.to(torch.int64)

@@ -26,7 +26,7 @@ from scipy import sparse
 from torch import Tensor
 
 from gl_core import _checks
-from gl_core.evaluation import Rows, _Pairs
+from gl_core.pairs import Pairs, Rows
 
 __all__ = ["k_reciprocal"]
 
@@ -66,7 +66,7 @@ def k_reciprocal(
         raise ValueError(f"k2={k2}: must be at most k1={k1}")
     if not 0 <= lambda_value <= 1:
         raise ValueError(f"lambda_value={lambda_value}: must lie in [0, 1]")
-    pairs = _Pairs(query, gallery, "euclidean")
+    pairs = Pairs(query, gallery, "euclidean")
     num_queries, device = len(pairs.query), pairs.query.device
     everyone = pairs.query if gallery is None else torch.cat([pairs.query, pairs.gallery])
     if top_k is not None:
@@ -105,7 +105,7 @@ def k_reciprocal(
 
 def _neighbourhoods(vectors: Float[Tensor, "n d"], k: int) -> tuple[np.ndarray, np.ndarray]:
     """N(i, k) of every image, (n, k + 1) with itself first, and its largest squared distance (n,), in one pass."""
-    pairs = _Pairs(vectors, None, "euclidean")
+    pairs = Pairs(vectors, None, "euclidean")
     ranks = torch.empty(len(vectors), k + 1, dtype=torch.int32)
     farthest = torch.empty(len(vectors), dtype=vectors.dtype)
     ranks[:, 0] = torch.arange(len(vectors))

@@ -1,0 +1,149 @@
+"""Re-identification by hand, by brute force, and at its edges."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gl_core import pairs
+from gl_core.evaluation import reid_metrics
+
+
+def on_a_line(query_place, places, query=(7, 1), gallery=((7, 2),), **given):
+    """One query and gallery images on a line: (identity, camera) of each."""
+    ids, cameras = zip(*gallery, strict=True)
+    return reid_metrics(
+        torch.tensor([[float(query_place)]]), [query[0]], [query[1]],
+        torch.tensor([[float(place)] for place in places]), ids, cameras, metric="euclidean", **given,
+    )  # fmt: skip
+
+
+def test_average_precision_by_hand():
+    # Ranks after leaving out: negative, positive, negative, positive: (1/2 + 2/4) / 2.
+    found = on_a_line(0, [1, 2, 3, 4], gallery=[(5, 1), (7, 2), (6, 3), (7, 3)], ranks=(1, 2))
+    assert found == {"mAP": 0.5, "Rank-1": 0.0, "Rank-2": 1.0, "excluded_queries": 0}
+    # By trapezoids it would be 1/2 (1/2 (0 + 1/2) + 1/2 (1/3 + 1/2)) = 1/3.
+    assert found["mAP"] != pytest.approx(1 / 3)
+
+
+def test_the_same_person_by_the_same_camera_counts_neither_way():
+    with_twin = on_a_line(0, [0, 1, 2], gallery=[(7, 1), (7, 2), (5, 1)])
+    assert with_twin["mAP"] == with_twin["Rank-1"] == 1.0
+    # Another person by that camera is a negative like any other.
+    assert on_a_line(0, [0, 1, 2], gallery=[(5, 1), (7, 2), (5, 1)])["mAP"] == 0.5
+
+
+def test_junk_is_removed_and_distractors_stay():
+    assert on_a_line(0, [1, 2], gallery=[(-1, 2), (7, 2)])["mAP"] == 1.0
+    assert on_a_line(0, [1, 2], gallery=[(0, 2), (7, 2)])["mAP"] == 0.5
+
+
+def test_zero_is_an_identity_and_junk_is_none():
+    assert on_a_line(0, [1, 2], query=(0, 1), gallery=[(0, 2), (5, 2)])["mAP"] == 1.0
+    with pytest.raises(ValueError, match="none of the 1 queries has a positive"):
+        on_a_line(0, [1, 2], query=(-1, 1), gallery=[(-1, 2), (5, 2)])
+
+
+def test_queries_without_a_positive_are_counted():
+    query, gallery = torch.tensor([[0.0], [5.0]]), torch.tensor([[1.0], [5.0]])
+    found = reid_metrics(query, [1, 2], [1, 1], gallery, [1, 2], [2, 1], metric="euclidean")
+    assert found["excluded_queries"] == 1 and found["mAP"] == 1.0
+
+
+def test_ties_count_against_the_query():
+    gallery = torch.ones(50, 3)
+    found = reid_metrics(torch.ones(1, 3), [1], [1], gallery, [1] + [2] * 49, [2] * 50)
+    assert found["mAP"] == pytest.approx(1 / 50) and found["Rank-10"] == 0
+
+
+def brute_force(D, query_ids, query_cameras, gallery_ids, gallery_cameras, ranks):
+    precisions, firsts, excluded = [], [], 0
+    for i in range(len(D)):
+        kept = [
+            g for g in range(D.shape[1])
+            if gallery_ids[g] != -1 and (gallery_ids[g], gallery_cameras[g]) != (query_ids[i], query_cameras[i])
+        ]  # fmt: skip
+        # Of equals the wrong ones come first.
+        ranked = sorted(kept, key=lambda g, i=i: (D[i, g], gallery_ids[g] == query_ids[i]))
+        hits = [place for place, g in enumerate(ranked, 1) if gallery_ids[g] == query_ids[i]]
+        if not hits or query_ids[i] == -1:
+            excluded += 1
+            continue
+        precisions.append(np.mean([(number + 1) / place for number, place in enumerate(hits)]))
+        firsts.append(hits[0])
+    if not precisions:
+        return {"excluded_queries": excluded}
+    return {
+        "mAP": np.mean(precisions),
+        **{f"Rank-{rank}": np.mean([first <= rank for first in firsts]) for rank in ranks},
+        "excluded_queries": excluded,
+    }
+
+
+@st.composite
+def problems(draw):
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    q, g = draw(st.integers(1, 8)), draw(st.integers(1, 30))
+    # Small whole numbers: exact distances, many ties.
+    query, gallery = random.integers(0, 4, (q, 2)).astype(float), random.integers(0, 4, (g, 2)).astype(float)
+    people, cameras = draw(st.integers(1, 5)), draw(st.integers(1, 3))
+    ids = random.integers(0, people, q), random.integers(-1, people, g)
+    return query, ids[0], random.integers(0, cameras, q), gallery, ids[1], random.integers(0, cameras, g)
+
+
+@settings(max_examples=150)
+@given(problems(), st.booleans())
+def test_equals_brute_force(problem, by_distances):
+    query, query_ids, query_cameras, gallery, gallery_ids, gallery_cameras = problem
+    D = ((query[:, None] - gallery[None]) ** 2).sum(-1)
+    expected = brute_force(D, query_ids, query_cameras, gallery_ids, gallery_cameras, (1, 3))
+    given = {"distances": D} if by_distances else {"metric": "euclidean"}
+    if expected["excluded_queries"] == len(query):
+        with pytest.raises(ValueError, match="has a positive"):
+            reid_metrics(*problem, ranks=(1, 3), **given)
+        return
+    assert reid_metrics(*problem, ranks=(1, 3), **given) == pytest.approx(expected)
+
+
+def test_memory_is_bounded_and_chunks_change_nothing(monkeypatch):
+    random = np.random.default_rng(0)
+    problem = (
+        random.normal(size=(40, 8)), random.integers(0, 6, 40), random.integers(0, 3, 40),
+        random.normal(size=(200, 8)), random.integers(-1, 6, 200), random.integers(0, 3, 200),
+    )  # fmt: skip
+    whole = reid_metrics(*problem)
+    assert reid_metrics(*problem, chunk_size=7) == pytest.approx(whole)
+    sizes = []
+    chunks = pairs.Pairs.chunks
+    monkeypatch.setattr(pairs, "CHUNK_BYTES", 20_000)
+    monkeypatch.setattr(
+        pairs.Pairs, "chunks",
+        lambda *a, **k: ((sizes.append(rows.stop - rows.start), (rows, s))[1] for rows, s in chunks(*a, **k)),
+    )  # fmt: skip
+    assert reid_metrics(*problem) == pytest.approx(whole) and max(sizes) < 10
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({2: None}, "query_cameras is missing"),
+        ({5: None}, "gallery_cameras is missing"),
+        ({3: None}, "gallery is missing"),
+        ({2: [1]}, "query_cameras has 1 entries: must have 2"),
+        ({4: [1.0, 2.0, 3.0]}, "gallery_ids has dtype float64: must be whole numbers"),
+        ({3: np.ones((3, 5))}, "gallery has 5 columns: must have 2"),
+    ],
+)
+def test_errors(change, message):
+    problem = [np.ones((2, 2)), [1, 2], [1, 1], np.ones((3, 2)), [1, 2, 3], [2, 2, 2]]
+    for place, value in change.items():
+        problem[place] = value
+    with pytest.raises(ValueError, match=message):
+        reid_metrics(*problem)
+
+
+def test_distances_of_another_shape_are_refused():
+    problem = (np.ones((2, 2)), [1, 2], [1, 1], np.ones((3, 2)), [1, 2, 3], [2, 2, 2])
+    with pytest.raises(ValueError, match=r"distances has shape \(3, 2\): must be \(2, 3\)"):
+        reid_metrics(*problem, distances=np.ones((3, 2)))

@@ -20,11 +20,11 @@ from gl_core import checkpoints, datasets, devices, models, runs
 from gl_core.baselines import MetricLoss
 from gl_core.building import Learner, build_loss, build_model, build_optimizer, build_schedule, image_store
 from gl_core.config import Config
-from gl_core.evaluation import clustering_metrics, retrieval_metrics
 from gl_core.images import ImageStore, augment
 from gl_core.inference import embed
 from gl_core.loss import CrossEntropyLoss
 from gl_core.progress import training_bar
+from gl_core.protocols import headline, judge
 from gl_core.sampling import GroupSampler
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Run:
             *(f"{name:12}{self.untrained[name]:>10.3f}{self.metrics[name]:>10.3f}" for name in names),
             *(f"{name:12}{'':10}{self.metrics[name]:>10.3f}" for name in ("NMI", "AMI") if name in self.metrics),
         ]
-        lower = [name for name in ("R@1", "MAP@R") if self.metrics[name] < self.untrained[name]]
+        lower = [name for name in headline(self.metrics) if self.metrics[name] < self.untrained[name]]
         if not self.history:
             lines.append("No epoch of training helped on held-out training classes: the untrained network was kept.")
         elif lower:
@@ -261,10 +261,8 @@ def train_step(
 
 
 def evaluate(model: models.EmbeddingNet, images: ImageStore, *, cluster: bool = False) -> dict[str, float]:
-    """Retrieval metrics of the images among themselves, and clustering metrics if asked for."""
-    embeddings = embed(model, images)
-    metrics = retrieval_metrics(embeddings, images.labels)
-    return metrics | clustering_metrics(embeddings, images.labels) if cluster else metrics
+    """The metrics of the data set's own protocol (see `gl_core.protocols.judge`), and of clusters if asked for."""
+    return judge(embed(model, images), images.dataset, cluster=cluster)
 
 
 class _Stores:

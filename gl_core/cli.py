@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gl_core import data_commands
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -240,6 +242,9 @@ def _parser() -> argparse.ArgumentParser:
         "--purpose", choices=("final", "tuning", "trial"), help="only runs made for this; trials are not kept"
     )
     results.add_argument("--format", choices=("table", "csv"), default="table", help="csv has every setting and metric")
+
+    data = commands.add_parser("data", help="List, download, check and pack data sets.")
+    data_commands.add_commands(data)
 
     command("book", _book, "Execute what has changed and build the pages.", "interrupted; the same command goes on")
     serve = command("serve", _serve, "Show the built book in a browser.", "ended")

@@ -158,7 +158,13 @@ class _Pictures(Dataset):
         self.keep_aspect = keep_aspect
 
     def array(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
-        image, _ = self.dataset[int(index)]
+        from PIL import Image
+
+        packed = self.dataset.packed.get(self.box) if self.keep_aspect == (self.box[0] == self.box[1]) else None
+        if packed is None:
+            image, _ = self.dataset[int(index)]
+        else:
+            image = Image.fromarray(packed.array[self.dataset.rows[int(index)]])
         return np.asarray(_fitted(image, self.box, self.size, self.keep_aspect))
 
     def __getitems__(self, indices: list[int]) -> UInt8[Tensor, "n 3 h w"] | ValueError:

@@ -600,21 +600,25 @@ def test_a_download_arrives_whole(server, tmp_path, capsys):
     assert "a.zip: 100%" in capsys.readouterr().err
 
 
-def test_a_download_that_is_another_file_is_not_kept(server, tmp_path):
+def test_a_download_that_is_another_file_is_put_aside(server, tmp_path):
     server.files["/a.zip"] = CONTENT[:-1]
     (tmp_path / "a.zip").write_text("as it was")
     with pytest.raises(
         ValueError, match=f"/a.zip: has sha256 .*, but {CHECKSUM} is expected.* put it at {tmp_path}/a.zip"
     ):
         download.fetch(f"{server.url}/a.zip", tmp_path / "a.zip", CHECKSUM)
-    assert os.listdir(tmp_path) == ["a.zip"] and (tmp_path / "a.zip").read_text() == "as it was"
+    assert sorted(os.listdir(tmp_path)) == ["a.zip", "a.zip.wrong"] and (tmp_path / "a.zip").read_text() == "as it was"
 
 
-def test_a_download_that_breaks_off_is_not_kept(server, tmp_path):
+def test_a_download_that_breaks_off_is_kept_apart(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "PAUSE", 0)
     server.files["/a.zip"], server.cut = CONTENT, 100_000
     with pytest.raises(ConnectionError, match=f"/a.zip: .* put it at {tmp_path}/a.zip"):
         download.fetch(f"{server.url}/a.zip", tmp_path / "a.zip", CHECKSUM)
-    assert os.listdir(tmp_path) == []
+    assert os.listdir(tmp_path) == ["a.zip.part"]
+    server.cut = None
+    download.fetch(f"{server.url}/a.zip", tmp_path / "a.zip", CHECKSUM)
+    assert os.listdir(tmp_path) == ["a.zip"]
 
 
 def test_a_download_that_is_not_there(server, tmp_path):

@@ -7,10 +7,12 @@ it in `_READERS`.
 import inspect
 import os
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from gl_core import _checks
 from gl_core.datasets.base import RetrievalDataset
+from gl_core.datasets.packed import find_packs
 
 __all__ = ["RetrievalDataset", "load", "names"]
 
@@ -55,4 +57,8 @@ def load(name: str, root: str | os.PathLike | None = None, split: str = "train",
     for option in options:
         if option not in known:
             raise ValueError(f"{option}: is no option of {name}, which has {', '.join(known) or 'none'}")
-    return module.load(root, **meant, **options).split(split)
+    dataset = module.load(root, **meant, **options)
+    # A pack holds the images as they are without options, such as whole and not cut to their boxes.
+    if root is not None and not options and Path(root).expanduser().is_dir():
+        dataset.packed = find_packs(Path(root).expanduser(), dataset)
+    return dataset.split(split)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from PIL import Image
 
+    from gl_core.datasets.packed import PackedImages
+
 __all__ = ["JUNK", "SPLITS", "ImageSource", "RetrievalDataset", "existing", "tabulate"]
 
 SPLITS = ("train", "test", "all")
@@ -50,6 +52,8 @@ class RetrievalDataset(Dataset):
             `is_query` and `is_gallery` (booleans; both False for images that are only trained on), `class_name`, and
             what else is known: `camera` (from 1) where persons are re-identified, `super_class`, ...
         images: where the images come from.
+        packed: decoded images by (height, width), where `glbook data pack` has written any (`gl_core.datasets.packed`); the row
+            of image i is `rows[i]`.
 
     `d[i]` raises ValueError, naming the file, for an image that cannot be read.
     """
@@ -59,6 +63,8 @@ class RetrievalDataset(Dataset):
         self.table = table.reset_index(drop=True)
         self.class_names = list(class_names)
         self.images = images
+        self.packed: dict[tuple[int, int], PackedImages] = {}
+        self.rows: Int[np.ndarray, "n"] = np.arange(len(self.table))
         self.labels: Int[np.ndarray, "n"] = self.table["label"].to_numpy(dtype=np.int64, copy=True)
         self._paths = self.table["path"].tolist()
 
@@ -85,7 +91,9 @@ class RetrievalDataset(Dataset):
         index = np.asarray(index)
         if index.size == 0:
             index = index.astype(np.int64)
-        return RetrievalDataset(self.name, self.table.iloc[index], self.class_names, self.images)
+        part = RetrievalDataset(self.name, self.table.iloc[index], self.class_names, self.images)
+        part.packed, part.rows = self.packed, self.rows[index]
+        return part
 
     def split(self, split: str) -> "RetrievalDataset":
         """The images of "train", of "test", or "all".
@@ -126,6 +134,7 @@ class RetrievalDataset(Dataset):
         in_fit = table["label"].to_numpy() < len(classes) - count
         table = table.assign(is_query=~in_fit, is_gallery=~in_fit)
         parted = RetrievalDataset(self.name, table, [self.class_names[label] for label in order], self.images)
+        parted.packed, parted.rows = self.packed, self.rows
         return parted.subset(in_fit), parted.subset(~in_fit)
 
 

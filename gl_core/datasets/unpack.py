@@ -1,0 +1,70 @@
+"""Archives of data sets onto the disk: nothing outside the folder, no links, no more than was announced, nothing executed."""
+
+import os
+import shutil
+import stat
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+__all__ = ["unpack"]
+
+
+def unpack(archive: Path, folder: Path, most_bytes: int) -> None:
+    """The files of a tar or zip below `folder`, which they reach only when all are unpacked.
+
+    Raises ValueError, naming the member, for a name that leads out of the folder, a link or a device, and for an archive that is
+    damaged or larger than `most_bytes` once unpacked; OSError where it cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(dir=folder, prefix=f".{archive.name}."))
+    try:
+        left = most_bytes
+        with ExitStack() as stack:
+            for name, content in _members(archive, stack):
+                path = PurePosixPath(name.replace("\\", "/"))
+                if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+                    raise ValueError(f"{archive}: {name!r} leads out of the folder: the archive is refused")
+                target = aside / path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                # The announced size may lie, so what is written is counted.
+                with target.open("wb") as file:
+                    while block := content.read(min(2**20, left + 1)):
+                        left -= len(block)
+                        if left < 0:
+                            raise ValueError(
+                                f"{archive}: unpacks to more than {most_bytes} bytes: the archive is refused"
+                            )
+                        file.write(block)
+        for unpacked in sorted(aside.iterdir()):
+            if (folder / unpacked.name).is_dir():
+                shutil.rmtree(folder / unpacked.name)
+            os.replace(unpacked, folder / unpacked.name)
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise ValueError(f"{archive}: the archive is damaged or cut off ({error})") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _members(archive: Path, stack: ExitStack) -> Iterator[tuple[str, BinaryIO]]:
+    if zipfile.is_zipfile(archive):
+        opened = stack.enter_context(zipfile.ZipFile(archive))
+        for member in opened.infolist():
+            kind = stat.S_IFMT(member.external_attr >> 16)
+            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+                raise ValueError(f"{archive}: {member.filename!r} is a link or device: the archive is refused")
+            if not member.is_dir():
+                with opened.open(member) as content:
+                    yield member.filename, content
+        return
+    opened = stack.enter_context(tarfile.open(archive, "r:*"))
+    for member in opened:
+        if not (member.isreg() or member.isdir()):
+            raise ValueError(f"{archive}: {member.name!r} is a link or device: the archive is refused")
+        if member.isreg():
+            yield member.name, opened.extractfile(member)

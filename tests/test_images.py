@@ -13,6 +13,8 @@ from gl_core.models import build
 class Pictures:
     """The least that a store asks of a data set."""
 
+    packed = {}
+
     def __init__(self, images):
         self.images = images
         self.labels = np.arange(len(images))

@@ -87,6 +87,9 @@ def fetch(url: str, path: Path, checksum: str | None, *, algorithm: str = "sha25
             if error.errno in LOCAL:
                 raise OSError(error.errno, f"{part}: {os.strerror(error.errno)}; what arrived is kept") from error
             raise
+        finally:
+            if part.exists() and not part.stat().st_size:
+                part.unlink()
         found = _digest(part, algorithm)
         if checksum is not None and found != checksum:
             wrong = path.with_name(f"{path.name}.wrong")

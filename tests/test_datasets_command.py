@@ -89,6 +89,12 @@ def test_a_part_from_another_day_is_used(server, tmp_path):
     assert (tmp_path / "a.zip").read_bytes() == CONTENT
 
 
+def test_a_part_longer_than_the_file_begins_anew(server, tmp_path):
+    (tmp_path / "a.zip.part").write_bytes(CONTENT + b"more")
+    download.fetch(server.url, tmp_path / "a.zip", CHECKSUM)
+    assert (tmp_path / "a.zip").read_bytes() == CONTENT
+
+
 def test_a_wrong_file_is_put_aside(server, tmp_path):
     server.content = CONTENT[:-1]
     with pytest.raises(ValueError, match=rf"but {CHECKSUM} is expected: .* put aside as {tmp_path}/a.zip.wrong"):

@@ -116,6 +116,7 @@ def _download(url: str, part: Path, instead: str) -> None:
                 error: object = f"the connection ended after {file.tell()} bytes"
             except urllib.error.HTTPError as answer:
                 error = answer
+                answer.close()
                 if answer.code in FINAL:
                     raise ConnectionError(f"{url}: could not be downloaded ({answer}); {instead}") from answer
             except (OSError, http.client.HTTPException) as problem:
@@ -137,11 +138,13 @@ def _whole(url: str, file: BinaryIO, bar) -> bool:
     try:
         answer = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
+        error.close()
         # Nothing lies beyond the end: whole, if the end is where the server says.
         if error.code == 416 and start:
             if error.headers.get("Content-Range", "").endswith(f"/{start}"):
                 return True
-            file.truncate(0)
+            file.seek(0)
+            file.truncate()
             return False
         raise
     with answer:

@@ -16,6 +16,8 @@ from typing import Any
 __all__ = ["Case", "extra_memory", "measure"]
 
 OURS = "gl_core"
+# Arrays are mapped one by one instead of being cut from a heap that keeps what was freed.
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,8 @@ def _repeated(part: str, case: Case, quick: bool) -> tuple[dict[str, list[float]
 def extra_memory(part: str, case: str, side: str, quick: bool) -> float:
     """The largest memory, in 10^6 bytes, that one call takes on top of its inputs; in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.memory", part, case, side, *(["--quick"] if quick else [])]
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+    folder = Path(__file__).parents[1]
+    done = subprocess.run(command, cwd=folder, env=os.environ | MALLOC, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{part}, {case}, {side}: the memory could not be measured\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])

@@ -20,7 +20,7 @@ from gl_core.plots.style import spoken
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Finding", "best", "cells", "compare", "ranking", "trend"]
+__all__ = ["Finding", "as_table", "best", "cells", "compare", "ranking", "trend"]
 
 LEVEL = 0.95
 
@@ -85,6 +85,24 @@ def compare(
     return made
 
 
+def as_table(compared: "pd.DataFrame", metric: str = "R@1") -> "pd.DataFrame":
+    """A comparison as text for a page: the best mean first, single runs marked, p after Holm's correction."""
+    rows = {}
+    for group, row in compared.sort_values("mean", ascending=False).iterrows():
+        single = math.isnan(row["std"])
+        known = not math.isnan(row["margin"])
+        rows[_level(group)] = {
+            "runs": row["runs"],
+            f"{metric} (%)": f"{row['mean']:.1f} (one run)" if single else f"{row['mean']:.1f} ± {row['std']:.1f}",
+            "difference (95 %)": f"{row['difference']:+.1f} ± {row['margin']:.1f}" if known else "–",
+            "p": f"{row['p']:.3f}" if known else "–",
+            "verdict": row["verdict"] if known else "–",
+        }
+    import pandas as pd
+
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(compared.index.name)
+
+
 def best(table: "pd.DataFrame", reference: Mapping[str, Any], metric: str = "R@1") -> Finding:
     """The best cell of a grid against the cell of the settings `reference`, {setting: value, ...}."""
     by = list(reference)
@@ -141,7 +159,7 @@ def ranking(table: "pd.DataFrame", ours: str = "group_loss", *, metric: str = "R
     numbers = {f"mean {method}": row["mean"] for method, row in made.iterrows()}
     others = made.drop(index=ours)
     if others.empty:
-        return Finding(f"**{metric}**: only {spoken(ours)} has runs: nothing to compare it with.", numbers)
+        return Finding(f"**{metric}**: only the {_method(ours)} has runs: nothing to compare it with.", numbers)
     numbers |= {f"difference {method}": row["difference"] for method, row in others.iterrows()}
     order = made["mean"].sort_values(ascending=False).index.tolist()
     place = order.index(ours) + 1

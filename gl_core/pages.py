@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 # What a run may differ in and still be the same experiment.
-_ELSEWHERE = ("data_root", "device", "profile")
+_ELSEWHERE = ("data_root", "device", "preset", "profile")
 # What a command says even where it is the default, so that it can be read.
 _ALWAYS = ("dataset", "method", "seed")
 _FRACTION = re.compile(r"(^|\s)(R@\d+|MAP@R|R-Precision|NMI|AMI|mAP|Rank-\d+|accuracy)$")
@@ -89,8 +89,8 @@ def recorded(
 def matching(configs: "Iterable[Config]", *, purpose: str = "final", root: str | None = None) -> "pd.DataFrame":
     """The recorded run of each configuration, in their order; the newest where there are several, none where there is none.
 
-    Configurations are the same if all settings are, seed included, but for the path of the data, the device and the profile,
-    which only sets defaults. A setting that came after a run was recorded has its default there.
+    Configurations are the same if all settings are, seed included, but for the path of the data, the device, and preset and
+    profile, which only set defaults. A setting that came after a run was recorded has its default there.
     """
     table = runs.load_runs(root)
     table = table[(table["purpose"] == purpose) & table["config"].map(bool)]

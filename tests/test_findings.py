@@ -76,6 +76,18 @@ def test_a_comparison_is_the_paired_t_test_over_seeds(tmp_path):
     }  # fmt: skip
 
 
+def test_the_table_of_a_comparison_says_its_numbers_and_marks_single_runs(tmp_path):
+    made = findings.compare(write(tmp_path, METHODS | {("soft_triple", 1, 2): [0.9]}), "group_loss")
+    shown = findings.as_table(made)
+    assert shown.index.tolist() == ["soft triple", "arcface", "group loss", "contrastive", "triplet"]
+    assert shown.loc["soft triple"].tolist() == [1, "90.0 (one run)", "–", "–", "–"]
+    arcface = made.loc["arcface"]
+    assert shown.loc["arcface"].tolist() == [
+        4, f"{arcface['mean']:.1f} ± {arcface['std']:.1f}", f"{arcface['difference']:+.1f} ± {arcface['margin']:.1f}",
+        f"{arcface['p']:.3f}", "ahead",
+    ]  # fmt: skip
+
+
 def test_the_p_values_are_corrected_for_the_number_of_comparisons(tmp_path):
     made = findings.compare(write(tmp_path, METHODS), "group_loss").drop(index="group_loss")
     values = {method: list(seeds.values()) for (method, _, _), seeds in by_hand(tmp_path).items()}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shlex
 import statistics
 
@@ -309,3 +310,27 @@ def test_commands_are_listed_with_that_of_the_whole_sweep(grid):
     assert all(pages.command(row) in text for _, row in table.iterrows())
     assert pages.commands(table.iloc[:1]).data == f"Made by `{pages.command(table.iloc[0])}`."
     assert "records these runs" in pages.commands(table.iloc[:0], "book/sweeps/one.yaml").data
+
+
+def test_published_figures_are_those_of_the_facts(shared):
+    import pandas as pd
+
+    facts = (shared / "method.md").read_text()
+    figures = pd.read_csv(ROOT / "book" / "published.csv").dropna(subset=["R@1 (%)"])
+    assert len(figures) >= 9 and figures["source"].str.len().min() > 10
+    for value in figures["R@1 (%)"]:
+        assert re.search(rf"(?<![\d.]){value:.1f}(?![\d])", facts), value
+    assert (
+        pd.read_csv(ROOT / "book" / "published.csv").set_index("method").loc[["Group Loss++"], "R@1 (%)"].isna().all()
+    )
+
+
+@pytest.mark.parametrize("chapter", ["iterations", "anchors", "comparison", "reproducing"])
+def test_no_result_in_the_prose_of_a_page_is_typed(chapter):
+    notebook = json.loads((ROOT / "book" / f"{chapter}.ipynb").read_text(encoding="utf-8"))
+    for cell in notebook["cells"]:
+        text = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            # Percentages and points in prose are results, but for the level of a confidence interval.
+            typed = re.findall(r"(?<![\d.])(\d+(?:\.\d+)?) ?(?:%|points\b)", text)
+            assert set(typed) <= {"95", "5"}, f"{cell['id']}: {typed}"

@@ -1,5 +1,6 @@
 """Measuring two things side by side: time by interleaved repeats, memory in processes of their own."""
 
+import gc
 import json
 import os
 import re
@@ -15,6 +16,8 @@ from typing import Any
 __all__ = ["Case", "extra_memory", "measure"]
 
 OURS = "gl_core"
+# Arrays are mapped one by one instead of being cut from a heap that keeps what was freed.
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
 @dataclass(frozen=True)
@@ -42,23 +45,11 @@ class Case:
 
 def measure(part: str, case: Case, quick: bool) -> dict[str, Any]:
     """Median seconds and extra memory of every side, and whether the targets are met."""
-    sides = case.prepare()
-    # The first call compiles, fills caches, and shows whether all sides do the same.
-    results = {name: side() for name, side in sides.items()}
-    case.agree(results)
-    del results
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(1 if quick else case.repeats):
-        for name, side in sides.items():
-            started = time.perf_counter()
-            side()
-            seconds[name].append(time.perf_counter() - started)
-    names = list(sides)
-    del sides
-    memory = {name: extra_memory(part, case.name, name, quick) if case.memory else None for name in names}
+    # What takes minutes is done once, and its memory is that of the same call.
+    seconds, memory = _once(case) if case.repeats == 1 else _repeated(part, case, quick)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     ours = medians[OURS]
-    speedups = {name: medians[name] / ours for name in names if name != OURS}
+    speedups = {name: value / ours for name, value in medians.items() if name != OURS}
     met = [speedups[name] >= bound for name, bound in case.bounds.items()]
     if case.seconds is not None:
         met.append(ours <= case.seconds)
@@ -71,7 +62,7 @@ def measure(part: str, case: Case, quick: bool) -> dict[str, Any]:
         "case": case.name,
         "seconds": medians,
         "spread": {name: [min(values), max(values)] for name, values in seconds.items()},
-        "megabytes": memory,
+        "megabytes": memory if case.memory else dict.fromkeys(memory),
         "speedup": speedups,
         "target": case.target,
         "met": all(met) if met else None,
@@ -79,10 +70,40 @@ def measure(part: str, case: Case, quick: bool) -> dict[str, Any]:
     }
 
 
+def _once(case: Case) -> tuple[dict[str, list[float]], dict[str, float]]:
+    results, seconds, memory = {}, {}, {}
+    for name, side in case.prepare().items():
+        gc.collect()
+        forget_peak()
+        before, _ = resident()
+        started = time.perf_counter()
+        results[name] = side()
+        seconds[name] = [time.perf_counter() - started]
+        memory[name] = max(0, resident()[1] - before) / 1e6
+    case.agree(results)
+    return seconds, memory
+
+
+def _repeated(part: str, case: Case, quick: bool) -> tuple[dict[str, list[float]], dict[str, float | None]]:
+    sides = case.prepare()
+    # The first call compiles, fills caches, and shows whether all sides do the same.
+    case.agree({name: side() for name, side in sides.items()})
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(2 if quick else case.repeats):
+        for name, side in sides.items():
+            started = time.perf_counter()
+            side()
+            seconds[name].append(time.perf_counter() - started)
+    names = list(sides)
+    del sides
+    return seconds, {name: extra_memory(part, case.name, name, quick) if case.memory else None for name in names}
+
+
 def extra_memory(part: str, case: str, side: str, quick: bool) -> float:
     """The largest memory, in 10^6 bytes, that one call takes on top of its inputs; in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.memory", part, case, side, *(["--quick"] if quick else [])]
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+    folder = Path(__file__).parents[1]
+    done = subprocess.run(command, cwd=folder, env=os.environ | MALLOC, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{part}, {case}, {side}: the memory could not be measured\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])

@@ -1,4 +1,8 @@
-"""One side of one case, once, in a fresh process: prints the extra memory of the call in 10^6 bytes."""
+"""One side of one case in a fresh process: prints the extra memory of a call in 10^6 bytes, the second one.
+
+The first call starts threads and fills caches. With `MALLOC` all that it takes goes back to the system, so that the second one
+takes it anew.
+"""
 
 import argparse
 import gc
@@ -15,6 +19,7 @@ def main() -> None:
     given = parser.parse_args()
     case = next(case for case in parts.load(given.part, given.quick) if case.name == given.case)
     side = case.prepare()[given.side]
+    side()
     gc.collect()
     measure.forget_peak()
     before, _ = measure.resident()

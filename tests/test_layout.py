@@ -168,5 +168,5 @@ class TestChapter:
 
 def test_there_are_chapters():
     assert {path.stem for path in NOTEBOOKS} >= {
-        "task", "propagation", "group_loss", "training", "embedding", "iterations", "anchors", "comparison", "reproducing"
+        "task", "propagation", "group_loss", "training", "embedding", "iterations", "anchors", "batches", "comparison", "reproducing"
     }  # fmt: skip

@@ -325,7 +325,7 @@ def test_published_figures_are_those_of_the_facts(shared):
     )
 
 
-@pytest.mark.parametrize("chapter", ["iterations", "anchors", "comparison", "reproducing"])
+@pytest.mark.parametrize("chapter", ["iterations", "anchors", "batches", "comparison", "reproducing"])
 def test_no_result_in_the_prose_of_a_page_is_typed(chapter):
     notebook = json.loads((ROOT / "book" / f"{chapter}.ipynb").read_text(encoding="utf-8"))
     for cell in notebook["cells"]:

@@ -73,6 +73,7 @@ def retrieval_metrics(
     recall_at: Sequence[int] = (1, 2, 4, 8),
     metric: str = "cosine",
     distances: Float[Tensor, "q g"] | np.ndarray | None = None,
+    same_images: bool = False,
     chunk_size: int | None = None,
 ) -> dict[str, float | int]:
     """How well the neighbours of a query share its label, averaged over queries.
@@ -91,7 +92,8 @@ def retrieval_metrics(
     euclidean, that times |q|^2 + |g|^2. Any larger difference decides.
 
     `distances` (q, g), those of `gl_core.rerank.k_reciprocal` for instance, take the place of `metric`; without a gallery
-    they are (q, q). `chunk_size` is the number of queries compared at a time, which bounds the memory; if None, as many as
+    they are (q, q). With `same_images` the gallery shows the same images as the queries, row by row, in vectors of their own:
+    an image leaves out itself. `chunk_size` is the number of queries compared at a time, which bounds the memory; if None, as many as
     fit into 256 MiB.
 
     Returns the fractions "R@K" for each K of `recall_at` (which may exceed the gallery), "MAP@R" and "R-Precision", all
@@ -115,7 +117,7 @@ def retrieval_metrics(
         raise ValueError("gallery and gallery_labels: must be given together, or neither of them")
     if chunk_size is not None:
         _checks.count("chunk_size", chunk_size, least=1)
-    pairs = compared(query, gallery, metric, distances)
+    pairs = compared(query, gallery, metric, distances, same_images=same_images)
     query_labels = as_labels("query_labels", query_labels, pairs.num_queries).to(pairs.device)
     if gallery is None:
         gallery_labels = query_labels

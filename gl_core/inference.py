@@ -1,30 +1,51 @@
-"""Embedding images with a trained network, and the formulas that change an embedding at test time."""
+"""Embedding images with a trained network, and searching with them: plainly, or with the strategies of Group Loss++."""
 
-import math
+from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from gl_core import _checks
-from gl_core.evaluation import nearest_neighbours
+from gl_core.activation import leaky_last_activation
+from gl_core.evaluation import retrieval_metrics
 from gl_core.images import ImageStore
 from gl_core.models import EmbeddingNet
+from gl_core.pairs import unit_rows
+from gl_core.protocols import judge, query_and_gallery
+from gl_core.rerank import k_reciprocal
+from gl_core.strategies import Strategies, beta_normalize, mixed_pooling, query_expansion
 
-__all__ = ["beta_normalize", "embed", "mixed_pooling", "query_expansion"]
+if TYPE_CHECKING:
+    from gl_core.datasets import RetrievalDataset
+
+__all__ = ["Strategies", "beta_normalize", "embed", "evaluate", "mixed_pooling", "query_expansion", "search_and_judge"]
 
 
 @torch.inference_mode()
-def embed(model: EmbeddingNet, images: ImageStore | Tensor, *, batch_size: int = 256) -> Float[Tensor, "n d"]:
+def embed(
+    model: EmbeddingNet,
+    images: ImageStore | Tensor,
+    strategies: Strategies | None = None,
+    *,
+    batch_size: int = 256,
+) -> Float[Tensor, "n d"]:
     """The embedding of every image, in order, in float32 on the model's device.
 
-    `images` is an `ImageStore` or a tensor (n, 1 or 3, h, w), uint8 or floats in [0, 1]. The model runs in evaluation mode and
-    is left in the mode in which it came.
+    `images` is an `ImageStore` or a tensor (n, 1 or 3, h, w), uint8 or floats in [0, 1]. Of the strategies those take effect
+    that concern a single image: the last activation, the pooling, the mirror image and the normalisation, in this order. The
+    model runs in evaluation mode and is left as it came.
+
+    Raises ValueError for a slope where the backbone has no last activation.
     """
+    strategies = Strategies() if strategies is None else strategies
     training = model.training
     device = next(model.parameters()).device
     model.eval()
+
+    def one(batch: Tensor) -> Tensor:
+        batch = batch.contiguous(memory_format=torch.channels_last)
+        return model.embedding(mixed_pooling(model.feature_map(batch), strategies.mixed_pooling)).float()
+
     try:
         if isinstance(images, Tensor):
             batches = images.split(batch_size)
@@ -32,73 +53,69 @@ def embed(model: EmbeddingNet, images: ImageStore | Tensor, *, batch_size: int =
             numbers = list(range(len(images)))
             chunks = [numbers[i : i + batch_size] for i in range(0, len(numbers), batch_size)]
             batches = (batch for batch, _ in images.batches(chunks))
-        layout = torch.channels_last
-        return torch.cat([model(batch.to(device).contiguous(memory_format=layout)).float() for batch in batches])
+        embedded = []
+        with leaky_last_activation(model, strategies.leaky_slope):
+            for batch in batches:
+                batch = batch.to(device)
+                found = one(batch)
+                embedded.append((found + one(batch.flip(3))) / 2 if strategies.mirror else found)
+        features = torch.cat(embedded)
+        return beta_normalize(features, strategies.beta) if strategies.beta else features
     finally:
         model.train(training)
 
 
-def mixed_pooling(feature_map: Float[Tensor, "n d h w"], weight: float) -> Float[Tensor, "n d"]:
-    """weight * max + (1 - weight) * mean, both over the places of each channel.
+def evaluate(
+    model: EmbeddingNet, images: ImageStore, strategies: Strategies | None = None, *, cluster: bool = False
+) -> dict[str, float | int]:
+    """The metrics of the data set's own protocol (see `gl_core.protocols.judge`), with strategies if any are given."""
+    return search_and_judge(embed(model, images, strategies), images.dataset, strategies, cluster=cluster)
 
-    `weight` lies in [0, 1]; 0 is the mean exactly, 1 the maximum. Raises ValueError for another weight, or if `feature_map` has
-    not four dimensions or no place. Source: the released code of a co-author of Group Loss++, with weights of 0.5 to 0.6.
 
-    >>> mixed_pooling(torch.tensor([[[[0., 4.]]]]), 0.5)
-    tensor([[3.]])
+def search_and_judge(
+    embeddings: Float[Tensor, "n d"],
+    dataset: "RetrievalDataset",
+    strategies: Strategies | None = None,
+    *,
+    cluster: bool = False,
+) -> dict[str, float | int]:
+    """The metrics of embeddings that `embed` has made with these strategies: what is left of them is expansion and re-ranking.
+
+    Where all images search each other, re-ranking works on one set, which is then expanded on both sides. Re-ranking holds the
+    distances of all queries to the gallery at once. Clusters, if asked for, are those of the embeddings.
     """
-    if not 0 <= weight <= 1:
-        raise ValueError(f"weight={weight}: must lie in [0, 1]")
-    if feature_map.ndim != 4 or 0 in feature_map.shape[2:]:
-        raise ValueError(f"feature_map has shape {tuple(feature_map.shape)}: must be (n, d, h, w), h and w 1 or more")
-    mean = feature_map.mean(dim=(2, 3))
-    return mean if weight == 0 else weight * feature_map.amax(dim=(2, 3)) + (1 - weight) * mean
-
-
-def beta_normalize(features: Float[Tensor, "n d"], beta: float) -> Float[Tensor, "n d"]:
-    """f / |f| + beta f: the direction of each row, made longer by `beta` times its length.
-
-    Rows have length 1 + beta |f|, and `beta` 0 gives `torch.nn.functional.normalize` exactly. A row of zeros stays one. It matters
-    under metric "euclidean" only: the cosine does not see lengths. Raises ValueError if `beta` is negative or not finite, or
-    `features` is not a matrix of finite numbers. Source: the released code of a co-author of Group Loss++.
-
-    >>> beta_normalize(torch.tensor([[0., 5.]]), 0.2)
-    tensor([[0., 2.]])
-    """
-    if not 0 <= beta < math.inf:
-        raise ValueError(f"beta={beta}: must be 0 or more, and finite")
-    _checks.matrix("features", features)
-    directions = F.normalize(features)
-    return directions if beta == 0 else directions + beta * features
-
-
-def query_expansion(
-    query: Float[Tensor, "q d"], gallery: Float[Tensor, "g d"] | None = None, *, k: int, alpha: float
-) -> Float[Tensor, "q d"]:
-    """Each query moved towards its k nearest images of the gallery, and normalised.
-
-        q' = q + sum_i max(s_i, 0)^alpha g_i,    q'/|q'| is returned
-
-    with q and g_i of length 1 and s_i = <q, g_i>. `k` 0 returns `query` itself. Without a `gallery` the queries are each other's,
-    and none is its own neighbour: that is database-side expansion.
-
-    Raises ValueError if `alpha` is negative or not finite, `k` is not in 0..images that a query is compared with, or the vectors
-    are not matrices of finite numbers with equally many columns. Source: Radenovic et al., "Fine-tuning CNN Image Retrieval
-    with No Human Annotation", TPAMI 2019.
-
-    >>> query_expansion(torch.tensor([[1., 0.]]), torch.tensor([[3., 4.], [0., -1.]]), k=1, alpha=0)
-    tensor([[0.8944, 0.4472]])
-    """
-    if not 0 <= alpha < math.inf:
-        raise ValueError(f"alpha={alpha}: must be 0 or more, and finite")
-    _checks.count("k", k, least=0)
-    _checks.matrix("query", query)
-    if k == 0:
-        return query
-    similarity, index = nearest_neighbours(query, gallery, k)
-    others = F.normalize(query if gallery is None else gallery)
-    expanded = F.normalize(query)
-    # One neighbour at a time: all k of all queries at once would be k times the memory of the queries.
-    for weight, neighbour in zip(similarity.clamp(min=0).pow(alpha).T, index.T, strict=True):
-        expanded = expanded + weight[:, None].to(expanded) * others[neighbour]
-    return F.normalize(expanded)
+    strategies = Strategies() if strategies is None else strategies
+    if strategies.expansion == 0 and strategies.lambda_value == 1:
+        return judge(embeddings, dataset, metric=strategies.metric, cluster=cluster)
+    parts = query_and_gallery(dataset)
+    one_set = parts is None
+    query, gallery = (embeddings, embeddings) if one_set else (embeddings[part] for part in parts)
+    metric = strategies.metric
+    if strategies.expansion:
+        # Expanded vectors have length 1, and are compared by their directions.
+        metric, settings = "cosine", {"k": strategies.expansion, "alpha": strategies.alpha}
+        query, gallery = (
+            query_expansion(query, None if one_set else gallery, **settings),
+            query_expansion(gallery, **settings) if strategies.database_side else gallery,
+        )
+    if strategies.lambda_value < 1:
+        if metric == "cosine":
+            # Squared distances of unit vectors, 2 - 2 cos, rank as the cosine does.
+            query, gallery = unit_rows(query), unit_rows(gallery)
+        everyone = len(query) if one_set else len(query) + len(gallery)
+        k1 = min(strategies.k1, everyone - 1)
+        settings = {"k1": k1, "k2": min(strategies.k2, k1), "lambda_value": strategies.lambda_value}
+        distances = k_reciprocal(query, None if one_set else gallery, **settings)
+        found = judge(embeddings, dataset, distances=distances)
+    elif one_set:
+        labels = torch.from_numpy(dataset.labels)
+        found = retrieval_metrics(query, labels, gallery, labels, same_images=True)
+    else:
+        placed = torch.empty_like(embeddings)
+        for part, vectors in zip(parts, (query, gallery), strict=True):
+            placed[part] = vectors.to(placed.dtype)
+        found = judge(placed, dataset, metric=metric)
+    if cluster:
+        plain = judge(embeddings, dataset, metric=strategies.metric, cluster=True)
+        found |= {name: plain[name] for name in ("NMI", "AMI") if name in plain}
+    return found

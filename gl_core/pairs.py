@@ -29,9 +29,13 @@ class Pairs:
     squared distances.
     """
 
-    def __init__(self, query: Rows, gallery: Rows | None, metric: str):
+    def __init__(self, query: Rows, gallery: Rows | None, metric: str, *, same_images: bool = False):
         _checks.choice("metric", metric, RANGE)
-        self.metric, self.leaves_self_out = metric, gallery is None
+        self.metric, self.leaves_self_out = metric, gallery is None or same_images
+        if gallery is not None and same_images and len(query) != len(gallery):
+            raise ValueError(
+                f"gallery has {len(gallery)} rows: must have {len(query)}, those of the same images as query"
+            )
         query = as_rows("query", query)
         if gallery is not None:
             gallery = as_rows("gallery", gallery).to(query.device)
@@ -136,11 +140,16 @@ class ClassMembers:
 
 
 def compared(
-    query: Rows, gallery: Rows | None, metric: str, distances: Float[Tensor, "q g"] | np.ndarray | None
+    query: Rows,
+    gallery: Rows | None,
+    metric: str,
+    distances: Float[Tensor, "q g"] | np.ndarray | None,
+    *,
+    same_images: bool = False,
 ) -> Pairs | GivenDistances:
     """Queries and gallery compared by `metric`, or by the distances that are given."""
     if distances is None:
-        return Pairs(query, gallery, metric)
+        return Pairs(query, gallery, metric, same_images=same_images)
     _checks.choice("metric", metric, RANGE)
     return GivenDistances(distances, len(query), None if gallery is None else len(gallery))
 

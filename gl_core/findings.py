@@ -58,7 +58,7 @@ def compare(
       by p < 0.05.
 
     With `within`, each cell that these settings make is compared with the reference's cell, and a seed's difference is the mean
-    over the cells that both have. Where fewer than two seeds are shared, margin and p are NaN and the verdict "undecided".
+    over the cells that both have with every seed. Where fewer than two seeds are shared, margin and p are NaN and the verdict "undecided".
 
     Raises ValueError if the reference is not among the groups.
     """
@@ -147,9 +147,13 @@ def trend(
         return Finding(f"**{metric}**: only {_named(by, reference)} has runs: nothing to compare it with.", numbers)
     numbers |= {f"difference {group}": row["difference"] for group, row in others.iterrows()}
     numbers |= {f"margin {group}": row["margin"] for group, row in others.iterrows()}
-    top = made["mean"].idxmax()
-    text = f"**{metric}** is highest with {_named(by, top)}, {made.loc[top, 'mean']:.1f} %"
-    text += "." if top == reference else f"; with {_named(by, reference)} it is {made.loc[reference, 'mean']:.1f} %."
+    top = made["difference"].idxmax()
+    usual = f"{made.loc[reference, 'mean']:.1f} %"
+    text = f"**{metric}** is highest with {_named(by, top)}, "
+    if top == reference:
+        text += f"{usual}."
+    else:
+        text += f"by {made.loc[top, 'difference']:.1f} points against {_named(by, reference)}, where it is {usual}."
     return Finding(f"{text} {_verdicts(others, _named(by, reference))}", numbers)
 
 
@@ -185,7 +189,7 @@ def _difference(own: "pd.Series", base: "pd.Series") -> dict[str, Any]:
     """The paired t-test of two groups over the seeds that they share; NaN where fewer than two are."""
     from scipy import stats
 
-    shared = (own - base).dropna().groupby(level="seed").mean()
+    shared = _by_shared_seed(own - base)
     n, mean = len(shared), shared.mean()
     margin = p = math.nan
     if n > 1:
@@ -193,6 +197,16 @@ def _difference(own: "pd.Series", base: "pd.Series") -> dict[str, Any]:
         margin = stats.t.ppf((1 + LEVEL) / 2, n - 1) * error
         p = float(2 * stats.t.sf(abs(mean) / error, n - 1)) if error > 0 else float(mean == 0)
     return {"difference": mean, "margin": margin, "seeds": n, "differences": shared.tolist(), "p": p}
+
+
+def _by_shared_seed(differences: "pd.Series") -> "pd.Series":
+    """The difference of each seed; with several cells, the mean over those that all seeds have, or seeds would differ by cells."""
+    if differences.index.nlevels == 1:
+        return differences.dropna()
+    cells = differences.unstack("seed")
+    while cells.shape[1] and cells.dropna().empty:
+        cells = cells.drop(columns=cells.count().idxmin())
+    return cells.dropna().mean()
 
 
 def _holm(p: "Sequence[float]") -> list[float]:

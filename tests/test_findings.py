@@ -116,6 +116,24 @@ def test_within_averages_the_cells_that_both_have_before_the_test(tmp_path):
     assert made.loc[2, "difference"] == pytest.approx(10) and made.loc[2, "seeds"] == 3
 
 
+def test_seeds_are_compared_in_the_same_cells(tmp_path):
+    # The second seed lacks the cell in which both settings fail, and where they differ most.
+    values = {
+        ("g", 1, 0): [0.80, 0.82],
+        ("g", 2, 0): [0.81, 0.83],
+        ("g", 1, 4): [0.50, None],
+        ("g", 2, 4): [0.05, None],
+    }
+    made = findings.compare(write(tmp_path, values), 1, by="num_iterations", within=["num_anchors"])
+    assert made.loc[2, "differences"] == pytest.approx([1, 1])
+    # Where no cell has all seeds, those with fewest cells are left out.
+    values = {("g", 1, a): [0.8, None] for a in (0, 1)} | {("g", 2, a): [0.9, None] for a in (0, 1)}
+    values |= {("g", 1, 4): [None, 0.5], ("g", 2, 4): [None, 0.1]}
+    (tmp_path / "other").mkdir()
+    made = findings.compare(write(tmp_path / "other", values), 1, by="num_iterations", within=["num_anchors"])
+    assert made.loc[2, "differences"] == pytest.approx([10])
+
+
 def test_the_newest_run_of_a_seed_counts(tmp_path):
     table = pages.as_table([record(0, 0.1, run_id="old"), record(0, 0.7, run_id="new"), record(1, 0.5)])
     assert findings.cells(table, "method").loc["group_loss", ["mean", "runs"]].tolist() == [60, 2]
@@ -162,7 +180,10 @@ def test_the_best_cell_against_the_usual_one(tmp_path):
 def test_the_trend_of_a_setting(tmp_path):
     found = findings.trend(write(tmp_path, GRID), 1, by="num_iterations", within=["num_anchors"])
     assert found.numbers["difference 3"] == pytest.approx(10) and found.numbers["difference 0"] == pytest.approx(-5)
-    assert "highest with $T$ = 3" in found.text and "Ahead of $T$ = 1: 3 (+10.0 ± 0.0)" in found.text
+    assert (
+        "highest with $T$ = 3, by 10.0 points against $T$ = 1, where it is 56" in found.text
+        and "Ahead of $T$ = 1: 3 (+10.0 ± 0.0)" in found.text
+    )
 
 
 @pytest.mark.parametrize(

@@ -176,6 +176,14 @@ def test_metric_grid_keeps_cells_without_runs_empty():
     assert texts(figure).count("–") == 5
 
 
+def test_a_cell_that_fails_leaves_the_colours_to_the_others():
+    data = table(*(("g", a, 1, r1) for a, r1 in enumerate([0.80, 0.81, 0.82, 0.83, 0.04])))
+    (picture, *_) = drawn(plots.metric_grid(data)).axes[0].images
+    assert picture.norm.vmin == pytest.approx(81 - 4 * 2) and picture.norm.vmax == pytest.approx(83)
+    even = drawn(plots.metric_grid(data.iloc[:4])).axes[0].images[0]
+    assert even.norm.vmin == pytest.approx(80)
+
+
 def test_setting_curve_shows_the_interval_of_the_mean_and_each_run():
     from scipy import stats
 

@@ -91,9 +91,12 @@ def metric_grid(
         for factor, found in ((scale, cells.mean()), (scale, cells.std(ddof=1)), (1, cells.count()))
     )
     ax = panels(size=(1.6 + 1.05 * mean.shape[1], 1.2 + 0.62 * mean.shape[0]))[1] if ax is None else ax
-    picture = heatmap(ax, mean.to_numpy(), title)
+    # A cell that fails altogether would leave one colour for all others: it is shown as the palest, and its number says the rest.
+    high, usual = np.nanmax(mean), np.nanmedian(mean)
+    low = max(np.nanmin(mean), usual - 4 * (high - usual)) if high > usual else np.nanmin(mean)
+    picture = heatmap(ax, mean.to_numpy(), title, vmin=low, vmax=high)
     ax.set_aspect("auto")
-    middle = (np.nanmin(mean) + np.nanmax(mean)) / 2
+    middle = (low + high) / 2
     for (row, column), level in np.ndenumerate(mean.to_numpy()):
         single = count.iloc[row, column] == 1
         text = f"{level:.1f}\n" + ("(one run)" if single else f"± {spread.iloc[row, column]:.1f}")
@@ -104,7 +107,8 @@ def metric_grid(
     ax.set_xticks(range(mean.shape[1]), mean.columns)
     ax.set_yticks(range(mean.shape[0]), mean.index)
     ax.set(xlabel=spoken(columns), ylabel=spoken(index))
-    ax.figure.colorbar(picture, ax=ax, label=f"{value} (%)" if scale == 100 else value)
+    label = f"{value} (%)" if scale == 100 else value
+    ax.figure.colorbar(picture, ax=ax, label=label, extend="min" if low > np.nanmin(mean) else "neither")
     return ax.figure
 
 

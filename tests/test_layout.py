@@ -174,6 +174,16 @@ class TestChapter:
             assert "hide-cell" in cell.metadata.tags and cell.source.startswith("# Solution to exercise ")
 
 
+def test_a_figure_has_a_name_of_its_own_in_the_whole_book():
+    names = [
+        cell.metadata["mystnb"]["figure"]["name"]
+        for path in NOTEBOOKS
+        for cell in nbformat.read(path, 4).cells
+        if "figure" in cell.metadata.get("mystnb", {})
+    ]
+    assert len(names) > 20 and [name for name in names if names.count(name) > 1] == []
+
+
 def test_there_are_chapters():
     assert {path.stem for path in NOTEBOOKS} >= {
         "task", "propagation", "group_loss", "training", "embedding", "iterations", "anchors", "batches", "comparison", "reproducing"

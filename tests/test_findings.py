@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 from scipy import stats
+from stub_book import ROOT
 from test_pages import record
 
 from gl_core import findings, pages, runs
@@ -219,3 +220,56 @@ def test_a_reference_without_runs_is_named(tmp_path):
         findings.compare(table.sort_values("method"), "softmax")
     found = findings.best(table, {"num_iterations": 1, "num_anchors": 7})
     assert "difference" not in found.numbers
+
+
+def kept(**wanted):
+    """The records in data/results with these settings, straight from the files: {(num_iterations, num_anchors, seed): record}."""
+    found = {}
+    for path in sorted((ROOT / "data" / "results").glob("*.json")):
+        made = json.loads(path.read_text())
+        usual = {
+            "temperature": 10.0,
+            "similarity": "pearson",
+            "epochs": 30,
+            "evaluate_on": "test",
+            "learning_rate": 2e-3,
+        }
+        if made["purpose"] == "final" and all(made["config"].get(k) == v for k, v in (usual | wanted).items()):
+            found[made["config"]["num_iterations"], made["config"]["num_anchors"], made["seed"]] = made
+    return found
+
+
+@pytest.mark.parametrize("metric", ["R@1", "MAP@R"])
+def test_what_the_book_says_of_its_grid_is_in_the_records(metric):
+    table = pages.matching(pages.planned("book/sweeps/iterations_and_anchors.yaml"))
+    records = kept(dataset="omniglot", method="group_loss")
+    assert len(table) == len(records) > 0
+    values = {}
+    for (T, a, _), made in records.items():
+        values.setdefault((T, a), []).append(100 * made["metrics"][metric])
+    means = {cell: np.mean(found) for cell, found in values.items()}
+    found = findings.best(table, {"num_iterations": 1, "num_anchors": 2}, metric)
+    assert found.numbers["best"] == pytest.approx(max(means.values()))
+    assert found.numbers["worst"] == pytest.approx(min(means.values()))
+    assert f"{min(means.values()):.1f} %" in found.text and f"{max(means.values()):.1f} %" in found.text
+    at_one = [mean for (T, _), found_ in values.items() if T == 1 for mean in found_]
+    trend = findings.trend(table, 1, by="num_iterations", metric=metric, within=["num_anchors"])
+    assert trend.numbers["mean 1"] == pytest.approx(np.mean(at_one))
+    assert f"{np.mean(at_one):.1f} %" in trend.text
+
+
+@pytest.mark.parametrize("metric", ["R@1", "MAP@R"])
+def test_what_the_book_says_of_the_losses_is_in_the_records(metric):
+    planned = pages.planned("book/sweeps/losses_omniglot.yaml")
+    found = findings.ranking(pages.matching(planned), metric=metric)
+    ours, theirs = (
+        {seed: 100 * made["metrics"][metric] for (_, _, seed), made in kept(
+            dataset="omniglot", method=method, num_iterations=1, num_anchors=2
+        ).items()}
+        for method in ("group_loss", "cross_entropy")
+    )  # fmt: skip
+    shared = [theirs[seed] - ours[seed] for seed in ours.keys() & theirs.keys()]
+    assert found.numbers["mean group_loss"] == pytest.approx(np.mean(list(ours.values())))
+    assert found.numbers["difference cross_entropy"] == pytest.approx(np.mean(shared))
+    margin = stats.t.ppf(0.975, len(shared) - 1) * np.std(shared, ddof=1) / np.sqrt(len(shared))
+    assert f"cross entropy ({np.mean(shared):+.1f} ± {margin:.1f})" in found.text

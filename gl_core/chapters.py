@@ -29,6 +29,7 @@ __all__ = [
     "check_parameters",
     "execute",
     "find",
+    "lean",
     "names",
     "parameters",
     "parse_value",
@@ -120,8 +121,6 @@ def check_parameters(chapter: str, given: Mapping[str, Any]) -> dict[str, Any]:
     A whole number may stand for a float; nothing else is converted. Raises ValueError for a name that the chapter does
     not have, for a value of another type, and for settings that `gl_core.config.Config` refuses.
     """
-    from gl_core.config import Config
-
     declared = parameters(chapter)
     checked = {}
     for name, value in given.items():
@@ -133,8 +132,22 @@ def check_parameters(chapter: str, given: Mapping[str, Any]) -> dict[str, Any]:
         checked[name] = _typed(declared[name], value)
     settings = {name: parameter.default for name, parameter in declared.items()} | checked
     if "dataset" in settings:
+        from gl_core.config import Config
+
         Config.from_parameters(settings)
     return checked
+
+
+def lean(notebook: dict[str, Any]) -> dict[str, Any]:
+    """A chapter, as its JSON, reduced to what makes its records: the cells with the tag setup, parameters or run.
+
+    A chapter without a cell of the tag run is returned as it is.
+    """
+    tags = [set(cell["metadata"].get("tags", [])) for cell in notebook["cells"]]
+    if not any("run" in tagged for tagged in tags):
+        return notebook
+    kept = {"setup", "parameters", "run"}
+    return notebook | {"cells": [cell for cell, tagged in zip(notebook["cells"], tags, strict=True) if tagged & kept]}
 
 
 def execute(
@@ -144,6 +157,7 @@ def execute(
     *,
     session: str | None = None,
     stamp: Mapping[str, Any] | None = None,
+    whole: bool = True,
     progress: bool = True,
 ) -> Path:
     """Execute a chapter with papermill in this Python, in the current folder. Returns `output`, the executed notebook.
@@ -157,6 +171,7 @@ def execute(
         output: the executed notebook.
         session: an identifier that the records written by the chapter carry (see `gl_core.runs.new_record`).
         stamp: what to write into the executed notebook's metadata, under "glbook".
+        whole: execute all cells, not only those that `lean` keeps.
         progress: show the chapter's progress on standard error.
 
     Raises ValueError as `check_parameters` does, ChapterError if the chapter fails, OSError if the notebook cannot be
@@ -170,6 +185,10 @@ def execute(
     given = check_parameters(chapter, given)
     output.parent.mkdir(parents=True, exist_ok=True)
     aside = output.with_name(f".{os.getpid()}-{output.name}")
+    if not whole:
+        shortened = lean(json.loads(source.read_text(encoding="utf-8")))
+        source = aside
+        source.write_text(json.dumps(shortened), encoding="utf-8")
     relay = _Relay(sys.stderr) if progress else None
     error = None
     try:
@@ -359,6 +378,8 @@ def _kernel_manager(session: str | None) -> type:
         def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
             # Of itself the kernel has only to tell that it listens on this machine and that it was interrupted.
             quiet = get_kernel_dict(extra_arguments=["--IPKernelApp.log_level=CRITICAL"])
+            launcher = quiet["argv"].index("ipykernel_launcher")
+            quiet["argv"][launcher - 1 : launcher + 1] = ["-c", "from gl_core.processes import kernel; kernel()"]
             return KernelSpec(**quiet, env={} if session is None else {"GLBOOK_RUN": session})
 
     class Manager(AsyncKernelManager):

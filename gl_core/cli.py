@@ -13,6 +13,8 @@ from gl_core import data_commands
 if TYPE_CHECKING:
     import pandas as pd
 
+from gl_core.sweeps import cli as sweep_cli
+
 __all__ = ["main"]
 
 # What a user can put right: these speak for themselves, other types of error are named.
@@ -245,6 +247,20 @@ def _parser() -> argparse.ArgumentParser:
 
     data = commands.add_parser("data", help="List, download, check and pack data sets.")
     data_commands.add_commands(data)
+    sweep = command(
+        "sweep",
+        sweep_cli.run,
+        "Make the runs that a file describes, each once.",
+        "interrupted; the same command goes on",
+    )
+    sweep_cli.add_arguments(sweep)
+    tune = command(
+        "tune",
+        sweep_cli.tune,
+        "Look for settings of a method on held-out training classes.",
+        "interrupted; the same command goes on",
+    )
+    sweep_cli.add_tuning_arguments(tune)
 
     command("book", _book, "Execute what has changed and build the pages.", "interrupted; the same command goes on")
     serve = command("serve", _serve, "Show the built book in a browser.", "ended")

@@ -12,18 +12,17 @@ import os
 import platform
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gl_core import _checks
-
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["PURPOSES", "load_runs", "new_record", "project_root", "results_folder", "write_record"]
+__all__ = ["PURPOSES", "load_runs", "new_record", "project_root", "read_records", "results_folder", "write_record"]
 
 PURPOSES = ("final", "tuning")
 COLUMNS = [
@@ -59,6 +58,8 @@ def results_folder(keep: str | None = None) -> Path:
     """Where records go: `data/results` for those kept as "final" or "tuning", `_build/results` for all others."""
     if keep is None:
         return project_root() / "_build" / "results"
+    from gl_core import _checks  # which loads torch; without, this module answers at once
+
     _checks.choice("keep", keep, PURPOSES)
     return project_root() / "data" / "results"
 
@@ -83,6 +84,8 @@ def new_record(*, chapter: str, config: dict[str, Any], device: str, keep: str |
         "purpose": keep,
         # Which command started the run, where one did: it finds the record by this among those of others.
         "session": os.environ.get("GLBOOK_RUN"),
+        # The key of a run of a sweep and what it was made of (see `gl_core.sweeps.keys`).
+        "sweep": json.loads(os.environ.get("GLBOOK_SWEEP", "null")),
         "config": config,
         "versions": versions(),
     }
@@ -91,10 +94,13 @@ def new_record(*, chapter: str, config: dict[str, Any], device: str, keep: str |
 def write_record(record: dict[str, Any], folder: Path | None = None) -> Path:
     """Write a record as `<run_id>.json`, whole or not at all. Returns its path.
 
-    `folder` is `results_folder(record["purpose"])` if not given. Raises OSError, with nothing left behind, where it cannot be
+    `folder` is `results_folder(record["purpose"])` if not given; in a run of a sweep it is one from where the sweep takes the
+    record when the run has ended well. Raises OSError, with nothing left behind, where it cannot be
     written, and FileExistsError if there is a record of that id.
     """
-    folder = results_folder(record.get("purpose")) if folder is None else Path(folder)
+    if folder is None:
+        folder = os.environ.get("GLBOOK_RECORDS") or results_folder(record.get("purpose"))
+    folder = Path(folder)
     path = folder / f"{record['run_id']}.json"
     text = json.dumps(_rounded(record), indent=1, allow_nan=False) + "\n"
     try:
@@ -134,22 +140,27 @@ def load_runs(root: str | os.PathLike | None = None) -> "pd.DataFrame":
     """
     import pandas as pd
 
-    root = results_folder("final") if root is None else Path(root)
     rows = []
+    for path, record in read_records(root):
+        row = {name: record.get(name) for name in COLUMNS}
+        row |= record.get("metrics", {})
+        row |= {f"untrained {name}": value for name, value in record.get("untrained", {}).items()}
+        row |= {name: record.get(name) for name in ("history", "selection", "versions", "session", "sweep")}
+        rows.append(row | {"path": str(path)})
+    table = pd.DataFrame(rows) if rows else pd.DataFrame(columns=COLUMNS)
+    return table.sort_values(["created", "run_id"], ignore_index=True)
+
+
+def read_records(root: str | os.PathLike | None = None) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The records under a folder as they were written, with their paths; see `load_runs`."""
+    root = results_folder("final") if root is None else Path(root)
     for path in sorted(root.rglob("*.json")):
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: not a record, it holds no valid JSON ({error})") from error
-        if not isinstance(record, dict) or "run_id" not in record:
-            continue
-        row = {name: record.get(name) for name in COLUMNS}
-        row |= record.get("metrics", {})
-        row |= {f"untrained {name}": value for name, value in record.get("untrained", {}).items()}
-        row |= {name: record.get(name) for name in ("history", "selection", "versions", "session")}
-        rows.append(row | {"path": str(path)})
-    table = pd.DataFrame(rows) if rows else pd.DataFrame(columns=COLUMNS)
-    return table.sort_values(["created", "run_id"], ignore_index=True)
+        if isinstance(record, dict) and "run_id" in record:
+            yield path, record
 
 
 @cache

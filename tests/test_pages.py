@@ -5,11 +5,13 @@ import json
 import re
 import shlex
 import statistics
+import subprocess
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stub_book import ROOT
+from stub_book import GLBOOK, ROOT, make_book, make_images
 
 from gl_core import chapters, cli, pages, runs
 from gl_core.config import Config
@@ -334,3 +336,23 @@ def test_no_result_in_the_prose_of_a_page_is_typed(chapter):
             # Percentages and points in prose are results, but for the level of a confidence interval.
             typed = re.findall(r"(?<![\d.])(\d+(?:\.\d+)?) ?(?:%|points\b)", text)
             assert set(typed) <= {"95", "5"}, f"{cell['id']}: {typed}"
+
+
+def test_the_command_of_a_record_gives_the_same_metrics(tmp_path, monkeypatch):
+    """A run from Python, and by the shell with the command that its record leads to: to the last digit, on one CPU."""
+    from gl_core import training
+
+    project, images = make_book(tmp_path / "book"), make_images(tmp_path / "images")
+    monkeypatch.chdir(project)
+    small = {"backbone": "conv4", "image_size": 28, "epochs": 1, "classes_per_batch": 2, "samples_per_class": 2}
+    config = Config.resolve(dataset="folder", data_root=str(images), temperature=5.0, device="cpu", **small)
+    training.run(config, keep="final", progress=False)
+    (row,) = runs.load_runs(project / "data" / "results").to_dict("records")
+    line = pages.command(row)
+    assert "-p temperature 5.0" in line and line.startswith("OMP_NUM_THREADS=")
+    line = line.replace("glbook", GLBOOK, 1) + f" -p data_root {shlex.quote(str(images))}"
+    subprocess.run(line, shell=True, check=True, capture_output=True, timeout=300)
+    first, again = runs.load_runs(project / "data" / "results").to_dict("records")
+    assert again["config"] == first["config"] and again["run_id"] != first["run_id"]
+    metrics = [json.loads(Path(each["path"]).read_text())["metrics"] for each in (first, again)]
+    assert metrics[0] == metrics[1]

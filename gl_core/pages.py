@@ -104,7 +104,8 @@ def planned(sweep: str) -> "list[Config]":
     """The configurations of a sweep's runs, in order, whether they have been run or not.
 
     `sweep` is a file as `glbook sweep` reads it, its path relative to the book's folder. Other than there the data need not be
-    here: a page shows what is recorded also where it could not be recorded.
+    here: a page shows what is recorded also where it could not be recorded. In a tuned sweep, methods that have not been tuned
+    yet are left out.
     """
     import itertools
 
@@ -124,7 +125,10 @@ def planned(sweep: str) -> "list[Config]":
             if content.get("tuned"):
                 from gl_core import tuning
 
-                given = tuning.best_settings(given) | given
+                try:
+                    given = tuning.best_settings(given) | given
+                except ValueError:  # no study of it yet, so no run either
+                    continue
             made.append(Config.from_parameters(defaults | given))
     return made
 

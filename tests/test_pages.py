@@ -257,6 +257,23 @@ def test_a_planned_sweep_has_every_combination():
     assert pairs == {(48, 2), (24, 4), (12, 8), (6, 16)}
 
 
+def test_a_tuned_sweep_plans_the_settings_that_were_found(tmp_path, monkeypatch):
+    from gl_core import tuning
+
+    def found(given):
+        if given["method"] == "triplet":
+            raise ValueError("tuned: no tuning of triplet is recorded")
+        return {"learning_rate": 0.005}
+
+    monkeypatch.setattr(tuning, "best_settings", found)
+    path = tmp_path / "sweep.yaml"
+    path.write_text("chapter: training\ntuned: true\ngrid: {method: [group_loss, triplet], seed: [0, 1]}\n")
+    made = pages.planned(str(path))
+    assert [(config.method, config.seed, config.learning_rate) for config in made] == [
+        ("group_loss", 0, 0.005), ("group_loss", 1, 0.005)
+    ]  # fmt: skip
+
+
 def test_a_command_says_no_more_than_is_needed():
     config = Config.resolve(dataset="cars196_half", method="cross_entropy", num_anchors=3, seed=4)
     assert pages.command(config, keep=None) == (

@@ -102,7 +102,7 @@ def write_record(record: dict[str, Any], folder: Path | None = None) -> Path:
         folder = os.environ.get("GLBOOK_RECORDS") or results_folder(record.get("purpose"))
     folder = Path(folder)
     path = folder / f"{record['run_id']}.json"
-    text = json.dumps(_rounded(record), indent=1, allow_nan=False) + "\n"
+    text = json.dumps(rounded(record), indent=1, allow_nan=False) + "\n"
     try:
         write_atomically(path, text.encode(), overwrite=False)
     except OSError as error:
@@ -204,12 +204,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """Floats to seven significant digits, which is what float32 holds; a record stays small and readable."""
     if isinstance(value, float):
         return float(f"{value:.7g}")
     if isinstance(value, dict):
-        return {name: _rounded(item) for name, item in value.items()}
+        return {name: rounded(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_rounded(item) for item in value]
+        return [rounded(item) for item in value]
     return value

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from gl_core import checkpoints, datasets, devices, models, runs
+from gl_core import checkpoints, datasets, devices, models, resume, runs
 from gl_core.baselines import MetricLoss
 from gl_core.building import Learner, build_loss, build_model, build_optimizer, build_schedule, image_store
 from gl_core.config import Config
@@ -53,6 +54,7 @@ class Run:
     selection: list[dict[str, float]]
     record: dict[str, Any] = field(repr=False)
     record_path: Path | None = None
+    model_path: Path | None = None
 
     def report(self) -> str:
         """The result in a few lines, with a plain word where training made retrieval worse."""
@@ -73,18 +75,20 @@ class Run:
                 f"Training made retrieval of these classes WORSE: {' and '.join(lower)} fell below the untrained network. "
                 "A lower learning_rate, fewer epochs or more classes may help."
             )
+        if self.model_path is not None:
+            lines.append(f"network: {os.path.relpath(self.model_path)}")
         return "\n".join(lines)
 
 
 def run(config: Config, *, chapter: str = "training", keep: str | None = None, progress: bool = True) -> Run:
-    """Train and evaluate as `config` says, and write the record.
+    """Train and evaluate as `config` says, keep the network, and write the record.
 
     1. Evaluate the untrained network. With `finetune_epochs`, training below is preceded by that many epochs of plain
        classification, from which the network and the classifier are taken over.
     2. With `choose_epochs`: train on part of the training classes, and find the number of epochs, 0 included, after which
        the held-out classes are retrieved best.
     3. Train on all training classes for that number of epochs (on the part, if `evaluate_on` is "held_out").
-    4. Evaluate, once.
+    4. Evaluate, once. The network goes to `_build/models/<run_id>` (see `gl_core.checkpoints`).
 
     A run that was interrupted goes on from its last finished epoch when it is called again with the same configuration and
     code. `keep` is None, "final" or "tuning" (see `gl_core.runs`).
@@ -124,11 +128,13 @@ def run(config: Config, *, chapter: str = "training", keep: str | None = None, p
 
     record |= {"wall_time_s": round(time.monotonic() - started, 1), "metrics": metrics, "untrained": untrained}
     record |= {"history": history, "selection": selection}
+    card = checkpoints.new_card(config, model, record, part, evaluated)
+    model_path = checkpoints.save(runs.project_root() / "_build" / "models" / record["run_id"], model, card)
     path = runs.write_record(record)
     for file in ("choose.pt", "final.pt"):
         (checkpoint / file).unlink(missing_ok=True)
         _before(checkpoint / file).unlink(missing_ok=True)
-    return Run(config, model, metrics, untrained, history, selection, record, path)
+    return Run(config, model, metrics, untrained, history, selection, record, path, model_path)
 
 
 def _before(checkpoint: Path) -> Path:
@@ -191,7 +197,7 @@ def fit(
     if config.average_weights:
         averaged = AveragedModel(learner, multi_avg_fn=_running_mean(config.average_weights))
     state = {"learner": learner, "optimizer": optimizer, "schedule": schedule, "averaged": averaged}
-    history = checkpoints.load(checkpoint, state)
+    history = resume.load(checkpoint, state)
     fabric_learner, fabric_optimizer = fabric.setup(learner, optimizer)
 
     generator = torch.Generator()
@@ -232,7 +238,7 @@ def fit(
                 with _weights_of(averaged, learner):
                     entry |= _held_out(evaluate(model, held_out))
             history.append(entry)
-            checkpoints.save(checkpoint, state, history)
+            resume.save(checkpoint, state, history)
     if averaged is not None and history:
         learner.load_state_dict(averaged.module.state_dict())
     return history

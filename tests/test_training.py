@@ -59,7 +59,8 @@ def test_training_helps_and_is_recorded(pictures, project, method):
     assert row["R@1"] == pytest.approx(run.metrics["R@1"], rel=1e-6)
     assert row["untrained R@1"] == pytest.approx(run.untrained["R@1"], rel=1e-6)
     assert 0 <= row["NMI"] <= 1 and row["wall_time_s"] > 0
-    assert files(project) == ["_build/results/" + run.record_path.name, "_config.yml"]
+    kept = [f"_build/models/{row['run_id']}{suffix}" for suffix in (".json", ".safetensors")]
+    assert files(project) == [*kept, "_build/results/" + run.record_path.name, "_config.yml"]
     assert "untrained" in run.report() and "WORSE" not in run.report()
 
 

@@ -146,8 +146,11 @@ def retrieval_metrics(
         relevant = rank <= positives
         precision[rows] = relevant.sum(dim=1) / positives.squeeze(1).double()
         average_precision[rows] = (relevant * j / rank).sum(dim=1) / positives.squeeze(1)
-        # sums of ones in float32 are exact up to 2^24, beyond any K
-        best_rank[rows] = 1 + negative.ge_(positive[:, :1]).sum(dim=1)
+        first_rank = 1 + v[:, 0].double()
+        # Where more negatives are in front of the best positive than were looked at, all are counted.
+        far = (v[:, 0] == classes.width).nonzero().squeeze(1)
+        first_rank[far] = 1 + (negative[far] >= positive[far, :1]).sum(dim=1).double()
+        best_rank[rows] = first_rank
     return {
         **{f"R@{cutoff}": (best_rank[used] <= cutoff).double().mean().item() for cutoff in recall_at},
         "MAP@R": average_precision[used].mean().item(),

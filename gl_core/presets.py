@@ -25,6 +25,7 @@ _PEDESTRIANS = {
 }
 DATASETS: dict[str, dict[str, Any]] = {
     "glyphs": _DRAWINGS | {"image_size": 32, "epochs": 12},
+    "glyphs_reid": _DRAWINGS | {"image_size": 32, "epochs": 12},
     "omniglot": _DRAWINGS | {"image_size": 28, "epochs": 30},
     # The crops show the car from edge to edge: nothing to cut off.
     "cars196_half": PHOTOGRAPHS | {"image_size": 96, "center_crop": 1.0},
@@ -43,6 +44,7 @@ PRETRAINED: dict[str, Any] = {
 }
 BY_PROFILE: dict[tuple[str, str], dict[str, Any]] = {
     ("glyphs", "quick"): {"epochs": 3},
+    ("glyphs_reid", "quick"): {"epochs": 3},
 }
 
 # The authors' released code: train.py, train_finetune.py, dataset/utils.py. They train batch normalisation along, and pick the

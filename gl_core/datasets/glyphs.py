@@ -18,11 +18,13 @@ import os
 import sys
 import zipfile
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
+from jaxtyping import UInt8
 
 from gl_core import _checks
 from gl_core.datasets import lettering
@@ -32,7 +34,7 @@ from gl_core.datasets.download import written_aside
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["load"]
+__all__ = ["Drawings", "load"]
 
 SMALLEST = 12  # pixels of a side in which letters can still be told apart
 
@@ -95,14 +97,14 @@ def _dataset(images: np.ndarray, groups: np.ndarray, typefaces: np.ndarray) -> R
         script=[scripts[group] for group in groups],
         letters=groups,
     )
-    return RetrievalDataset("glyphs", table, class_names, _Drawings(paths, images))
+    return RetrievalDataset("glyphs", table, class_names, Drawings("glyphs", paths, images))
 
 
-class _Drawings:
-    """Images in memory, found by their path."""
+class Drawings:
+    """Images in memory, found by their path; `name` is that of the data set."""
 
-    def __init__(self, paths: list[str], images: np.ndarray) -> None:
-        self.images = images
+    def __init__(self, name: str, paths: list[str], images: UInt8[np.ndarray, "n h w"]) -> None:
+        self.name, self.images = name, images
         self.position = {path: position for position, path in enumerate(paths)}
 
     def open(self, path: str) -> "Image.Image":
@@ -111,7 +113,11 @@ class _Drawings:
         return Image.fromarray(self.images[self.position[path]]).convert("RGB")
 
     def where(self, path: str) -> str:
-        return f"glyphs: {path}"
+        return f"{self.name}: {path}"
+
+    def at(self, paths: Iterable[str]) -> UInt8[np.ndarray, "m h w"]:
+        """The pixels of all these images."""
+        return self.images[[self.position[path] for path in paths]]
 
 
 def _cache() -> Path | None:

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from gl_core.datasets.archive import SUFFIXES
 from gl_core.datasets.base import JUNK, ImageSource, RetrievalDataset, tabulate
@@ -44,8 +45,10 @@ def from_parts(
     cameras: Sequence[int],
     parts: Sequence[str],
     images: ImageSource,
+    **columns: Sequence[Any],
 ) -> RetrievalDataset:
-    """The data set of images with a person ("-1" is junk), a camera, and one of `FOLDERS` as their part.
+    """The data set of images with a person ("-1" is junk), a camera, and one of `FOLDERS` as their part. `columns` say what else
+    is known of each.
 
     Raises ValueError for junk outside the gallery, and for a person who is trained on and tested.
     """
@@ -62,5 +65,6 @@ def from_parts(
         is_query=[part == FOLDERS[1] for part in parts],
         is_gallery=[part == FOLDERS[2] for part in parts],
         camera=list(cameras),
+        **columns,
     )
     return RetrievalDataset(name, table, class_names, images)

@@ -1,0 +1,72 @@
+"""glyphs_reid: the letters of glyphs as persons, their typefaces as cameras: re-identification without a download.
+
+Trained on are the letters that glyphs trains on (Latin). In the test each Greek, Cyrillic and Armenian letter is a person, drawn
+twice in each typeface: one drawing is a query, the other in the gallery. As in Market-1501 the gallery also holds distractors,
+all Georgian letters as the one class `0000`, and junk, half a letter each, which counts neither as right nor as wrong.
+
+Beside the usual columns the table says `camera` (from 1, in the order of `lettering.TYPEFACES`) and what that of glyphs says.
+
+`root` is what it is for glyphs, whose drawings of two seeds these are.
+"""
+
+import os
+
+import numpy as np
+import pandas as pd
+from jaxtyping import UInt8
+
+from gl_core import _checks
+from gl_core.datasets import glyphs, lettering
+from gl_core.datasets.base import RetrievalDataset
+from gl_core.datasets.persons import FOLDERS, from_parts
+
+__all__ = ["load"]
+
+DISTRACTORS = "Georgian"
+JUNK_EVERY = 10  # a half letter for each so many whole ones in the gallery
+
+
+def load(root: str | os.PathLike | None = None, *, size: int = 32, seed: int = 0) -> RetrievalDataset:
+    """The letters of all splits.
+
+    Args:
+        root: folder to keep the drawings in.
+        size: pixels of a side, 12 or more.
+        seed: of the deformations of what is trained on and of the queries, 0 or more; the gallery's is the next.
+
+    Raises ValueError if `root` is a file, or `size` or `seed` is out of its range.
+    """
+    _checks.count("seed", seed, least=0)
+    drawings = [glyphs.load(root, size=size, seed=number) for number in (seed, seed + 1)]
+    table = drawings[0].table  # the other's is the same
+    first, second = (drawing.images.at(table["path"]) for drawing in drawings)
+
+    train = (table["split"] == "train").to_numpy()
+    person = ~train & (table["script"] != DISTRACTORS).to_numpy()
+    junk = np.flatnonzero(person)[::JUNK_EVERY]
+    names = table["class_name"].where(train | person, "0000")
+    parts = [
+        table[train].assign(part=FOLDERS[0], person=names),
+        table[person].assign(part=FOLDERS[1], person=names),
+        table[~train].assign(part=FOLDERS[2], person=names),
+        table.iloc[junk].assign(part=FOLDERS[2], person="-1", path="half/" + table["path"]),
+    ]
+    images = np.concatenate([first[train], first[person], second[~train], _halves(second[junk])])
+    table = pd.concat(parts)
+    paths = (table["part"] + "/" + table["path"]).tolist()
+    return from_parts(
+        "glyphs_reid",
+        paths,
+        table["person"].tolist(),
+        table["typeface"].map(lettering.TYPEFACES.index) + 1,
+        table["part"].tolist(),
+        glyphs.Drawings("glyphs_reid", paths, images),
+        **{name: table[name].tolist() for name in ("typeface", "script", "letters")},
+    )
+
+
+def _halves(images: UInt8[np.ndarray, "n h w"]) -> UInt8[np.ndarray, "n h w"]:
+    """The left half of each image at the right edge, as if a detector had missed the rest."""
+    moved, half = np.full_like(images, 255), images.shape[2] // 2
+    moved[:, :, half:] = images[:, :, : images.shape[2] - half]
+    return moved

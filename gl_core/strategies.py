@@ -7,7 +7,7 @@ field at large.
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from gl_core import _checks
 from gl_core.evaluation import nearest_neighbours
 
-__all__ = ["PUBLISHED", "Strategies", "beta_normalize", "mixed_pooling", "query_expansion"]
+__all__ = ["GROUPS", "PUBLISHED", "Strategies", "beta_normalize", "mixed_pooling", "query_expansion"]
 
 
 def mixed_pooling(feature_map: Float[Tensor, "n d h w"], weight: float) -> Float[Tensor, "n d"]:
@@ -90,6 +90,17 @@ def query_expansion(
     return F.normalize(expanded)
 
 
+# The strategies in the order in which they take effect, and their settings: the first one says whether it is on.
+GROUPS = {
+    "leaky activation": ("leaky_slope",),
+    "mixed pooling": ("mixed_pooling",),
+    "mirror averaging": ("mirror",),
+    "beta-normalisation": ("beta",),
+    "query expansion": ("expansion", "alpha", "database_side"),
+    "re-ranking": ("lambda_value", "k1", "k2"),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Strategies:
     """Which strategies are used at test time, and with which constants. The defaults leave everything as it was.
@@ -144,21 +155,16 @@ class Strategies:
 
     def parts(self) -> dict[str, "Strategies"]:
         """The strategies that are on, each alone, by name and in their order."""
-        groups = {
-            "leaky activation": ("leaky_slope",),
-            "mixed pooling": ("mixed_pooling",),
-            "mirror averaging": ("mirror",),
-            "beta-normalisation": ("beta",),
-            "query expansion": ("expansion", "alpha", "database_side"),
-            "re-ranking": ("lambda_value", "k1", "k2"),
-        }
         off = Strategies()
-        alone = {name: {field: getattr(self, field) for field in fields} for name, fields in groups.items()}
-        return {
-            name: Strategies(**settings)
-            for (name, settings), (first, *_) in zip(alone.items(), groups.values(), strict=True)
-            if settings[first] != getattr(off, first)
-        }
+        on = (name for name, (first, *_) in GROUPS.items() if getattr(self, first) != getattr(off, first))
+        return {name: self.only([name]) for name in on}
+
+    def only(self, names: Iterable[str]) -> "Strategies":
+        """Those of these names (see `GROUPS`) as they are here, all others off. Raises ValueError for a name that is none."""
+        names = list(names)
+        for name in names:
+            _checks.choice("names", name, tuple(GROUPS))
+        return Strategies(**{field: getattr(self, field) for name in names for field in GROUPS[name]})
 
 
 def _fraction(name: str, value: float) -> None:

@@ -1,0 +1,136 @@
+"""The constants of the strategies at test time, chosen on held-out training classes: a coarse grid, then a finer one."""
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from gl_core.images import ImageStore
+from gl_core.inference import embed, search_and_judge
+from gl_core.models import EmbeddingNet
+from gl_core.protocols import headline
+from gl_core.strategies import Strategies, beta_normalize
+
+__all__ = ["AXES", "Measurement", "choose_constants", "score"]
+
+# Coarse values of each strategy's constants, the strategies in their order. The first value of the first one is "off"; around
+# the published constants, and beyond them on either side.
+AXES: dict[str, dict[str, tuple]] = {
+    "leaky activation": {"leaky_slope": (0.0, 0.25, 0.5, 1.0)},
+    "mixed pooling": {"mixed_pooling": (0.0, 0.25, 0.5, 1.0)},
+    "mirror averaging": {"mirror": (False, True)},
+    "beta-normalisation": {"beta": (0.0, 0.0005, 0.004, 0.03)},
+    "query expansion": {"expansion": (0, 1, 3, 8), "alpha": (1.0, 3.0), "database_side": (False, True)},
+    "re-ranking": {"lambda_value": (1.0, 0.9, 0.6, 0.3), "k1": (6, 20, 50), "k2": (2, 6)},
+}
+
+
+class Measurement:
+    """Measures strategies on one network and one set of images.
+
+    What concerns single images (slope, pooling, mirror image) is computed once for each variant of it, and its time counted
+    wherever it is used.
+    """
+
+    def __init__(self, model: EmbeddingNet, images: ImageStore) -> None:
+        self.model, self.images = model, images
+        self._variants: dict[tuple, tuple[Float[Tensor, "n d"], float]] = {}
+
+    def __call__(self, strategies: Strategies) -> tuple[dict[str, float | int], float]:
+        """The metrics of the data set's own protocol, and the seconds from images to metrics.
+
+        Raises ValueError for a slope where the backbone has no last activation.
+        """
+        key = (strategies.leaky_slope, strategies.mixed_pooling, strategies.mirror)
+        if key not in self._variants:
+            started = time.perf_counter()
+            embeddings = embed(self.model, self.images, dataclasses.replace(strategies, beta=0.0)).cpu()
+            self._variants[key] = embeddings, time.perf_counter() - started
+        embeddings, embedding_time = self._variants[key]
+        started = time.perf_counter()
+        if strategies.beta:
+            embeddings = beta_normalize(embeddings, strategies.beta)
+        metrics = search_and_judge(embeddings, self.images.dataset, strategies)
+        return metrics, embedding_time + time.perf_counter() - started
+
+
+def score(metrics: dict[str, float | int]) -> float:
+    """What constants are chosen by, as epochs are: the mean of the two metrics by which results are compared."""
+    first, mean = headline(metrics)
+    return (metrics[first] + metrics[mean]) / 2
+
+
+def choose_constants(model: EmbeddingNet, held_out: ImageStore) -> tuple[Strategies, list[dict[str, Any]]]:
+    """The strategies, with their constants, by which `held_out` is retrieved best, and the table of all that were tried.
+
+    Strategies are decided one after the other in their order, each on top of those before it:
+
+    1. coarse: every combination of the values in `AXES`;
+    2. fine: around the best of them, one constant at a time, half way to its neighbours;
+    3. the strategy stays off unless that is better than without it.
+
+    At last each that is on is left out once, and dropped if it is not missed. Equal scores are settled for what was tried first.
+
+    `model` must not have been trained on the classes of `held_out`, and these must not be test classes: classes that judge the
+    result have no part in the choice. Each row of the table has "strategy", "step" ("start", "coarse", "fine", "left out"),
+    "settings" (of all strategies), "score", the two metrics and "seconds".
+    """
+    measure, tried = Measurement(model, held_out), []
+
+    def attempt(strategy: str, step: str, strategies: Strategies) -> float:
+        metrics, seconds = measure(strategies)
+        found = score(metrics)
+        row = {"strategy": strategy, "step": step, "settings": strategies.as_dict(), "score": found, "seconds": seconds}
+        tried.append(row | {name: metrics[name] for name in headline(metrics)})
+        return found
+
+    best, best_score = Strategies(), attempt("none", "start", Strategies())
+    for strategy, axes in AXES.items():
+        try:
+            coarse = [(attempt(strategy, "coarse", each), each) for each in _coarse(best, axes)]
+        except ValueError:
+            if strategy != "leaky activation":
+                raise
+            continue  # a backbone that does not end in a rectifier has no slope to choose
+        around = max(coarse, key=_score)
+        fine = [(attempt(strategy, "fine", each), each) for each in _fine(around[1], axes)]
+        found, candidate = max([around, *fine], key=_score)
+        if found > best_score:
+            best, best_score = candidate, found
+    for strategy in best.parts():
+        without = best.only(name for name in best.parts() if name != strategy)
+        found = attempt(strategy, "left out", without)
+        if found >= best_score:
+            best, best_score = without, found
+    return best, tried
+
+
+def _score(candidate: tuple[float, Strategies]) -> float:
+    return candidate[0]
+
+
+def _coarse(best: Strategies, axes: dict[str, tuple]) -> Iterator[Strategies]:
+    """Every combination of a strategy's values in which it is on, on top of `best`."""
+    (switch, (_, *on)), *others = axes.items()
+    for values in itertools.product(on, *(values for _, values in others)):
+        yield dataclasses.replace(best, **dict(zip([switch, *dict(others)], values, strict=True)))
+
+
+def _fine(around: Strategies, axes: dict[str, tuple]) -> Iterator[Strategies]:
+    """Each constant of a strategy half way to its neighbours among the coarse values, the others as they are."""
+    for name, values in axes.items():
+        if isinstance(values[0], bool):
+            continue
+        ordered = sorted(values)
+        value = getattr(around, name)
+        place = ordered.index(value)
+        for neighbour in ordered[max(place - 1, 0) : place] + ordered[place + 1 : place + 2]:
+            middle = (value + neighbour) / 2
+            if isinstance(value, int):
+                middle = round(middle)
+            if middle not in (value, neighbour):
+                yield dataclasses.replace(around, **{name: middle})

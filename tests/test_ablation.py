@@ -1,0 +1,113 @@
+"""The ablation of the strategies at test time: its cases, its record, and what it may read."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gl_core import ablation, inference, runs, training
+from gl_core.config import Config
+from gl_core.strategies import GROUPS, Strategies
+
+ALL = Strategies(leaky_slope=0.5, mixed_pooling=0.5, mirror=True, beta=0.01, expansion=2, lambda_value=0.5, k1=6, k2=2)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Twelve classes of eight noisy images, each class of its own grey."""
+    root, random = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for label in range(12):
+        (root / f"class{label:02}").mkdir()
+        for image in range(8):
+            pixels = 20 * label + random.normal(0, 30, (28, 28))
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / f"class{label:02}" / f"{image}.png")
+    return root
+
+
+@pytest.fixture
+def config(pictures, tmp_path, monkeypatch):
+    """A small run, in an empty book to write records into."""
+    (tmp_path / "book").mkdir()
+    (tmp_path / "_config.yml").touch()
+    monkeypatch.chdir(tmp_path)
+    return Config.resolve(
+        dataset="folder", data_root=str(pictures), backbone="conv4", image_size=28, classes_per_batch=3,
+        samples_per_class=4, epochs=1, held_out=0.4,
+    )  # fmt: skip
+
+
+def test_the_cases_of_all_strategies():
+    found = {(kind, name): each for kind, name, each in ablation.cases(ALL)}
+    assert len(found) == 2 + 3 * len(GROUPS)
+    for place, name in enumerate(GROUPS):
+        assert list(found["alone", name].parts()) == [name]
+        assert list(found["cumulative", name].parts()) == list(GROUPS)[: place + 1]
+        assert list(found["left out", name].parts()) == [other for other in GROUPS if other != name]
+    assert found["all", "all"] == found["cumulative", "re-ranking"] == ALL and found["none", "none"] == Strategies()
+
+
+def test_only_refuses_what_is_no_strategy():
+    with pytest.raises(ValueError, match="magic"):
+        ALL.only(["magic"])
+
+
+def test_a_run_is_recorded_with_its_search(config, tmp_path):
+    done = ablation.run(config, keep="tuning", progress=False)
+    table = runs.load_runs(tmp_path / "data" / "results")
+    assert len(table) == 1, "the trainings on the way keep nothing"
+    row = table.iloc[0]
+    assert (row["chapter"], row["purpose"], row["seed"]) == ("inference", "tuning", config.seed)
+    assert row["config"]["epochs"] == 1 and row["R@1"] == pytest.approx(done.record["metrics"]["R@1"], rel=1e-6)
+    search = done.record["search"]
+    assert Strategies.from_settings(search["strategies"]) == done.strategies and search["tried"][0]["step"] == "start"
+    assert max(each["score"] for each in search["tried"]) >= search["tried"][0]["score"]
+
+    rows = ablation.as_table([row["path"]])
+    assert len(rows) == len(ablation.cases(done.strategies)) and (rows["seconds"] > 0).all()
+    plain, full = (rows[rows["kind"] == kind].iloc[0] for kind in ("none", "all"))
+    assert plain["R@1"] == pytest.approx(row["R@1"], rel=1e-6)
+    images = ablation._evaluated(config, done.model, progress=False)
+    expected = inference.evaluate(done.model, images, done.strategies)
+    assert full["MAP@R"] == pytest.approx(expected["MAP@R"], rel=1e-5)
+
+
+def test_the_network_that_chooses_has_not_seen_the_classes_that_judge(config, monkeypatch):
+    trained, judged = [], []
+
+    def fit(config, model, images, **_):
+        trained.append(images.dataset)
+        return []
+
+    def choose(model, images):
+        judged.append(images.dataset)
+        return ALL, []
+
+    monkeypatch.setattr(training, "fit", fit)
+    monkeypatch.setattr(ablation, "choose_constants", choose)
+    done = ablation.run(config, progress=False)
+    (held_out,) = judged
+
+    def classes(part):
+        return {part.class_names[label] for label in part.labels}
+
+    first, second = map(classes, trained)
+    assert not classes(held_out) & first and classes(held_out) | first == second
+    assert not classes(ablation._evaluated(config, done.model, progress=False).dataset) & second
+    assert [row["settings"] for row in done.record["ablation"]][-1] == ALL.as_dict()
+
+
+def test_given_strategies_are_not_searched_for(config, monkeypatch):
+    monkeypatch.setattr(ablation, "choose_constants", None)
+    done = ablation.run(config, strategies=Strategies(mirror=True), progress=False)
+    assert done.record["search"]["tried"] == [] and len(done.record["ablation"]) == 5
+    assert done.record_path.parent == runs.results_folder()
+
+
+def test_held_out_classes_cannot_both_choose_and_judge(config):
+    with pytest.raises(ValueError, match="evaluate_on='held_out': must be 'test'"):
+        ablation.run(dataclasses.replace(config, evaluate_on="held_out"))
+
+
+def test_records_without_an_ablation_have_no_rows():
+    assert len(ablation.as_table([{"dataset": "glyphs", "seed": 0}])) == 0

@@ -1,0 +1,94 @@
+"""Choosing the constants of the strategies: what is tried, what is kept, and by which score."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from gl_core import constants, datasets, inference, models
+from gl_core.constants import AXES, Measurement, choose_constants, score
+from gl_core.images import ImageStore
+from gl_core.strategies import GROUPS, Strategies
+
+
+@pytest.fixture(scope="module")
+def held_out():
+    part = datasets.load("glyphs", split="train").hold_out(0.2, seed=0)[1]
+    return ImageStore(part.subset(range(120)), 28)
+
+
+@pytest.fixture(scope="module")
+def model():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return models.build("conv4")
+
+
+@pytest.fixture
+def judged_by(monkeypatch):
+    """Let the score be a function of the strategies, without images."""
+
+    def replace(function):
+        def call(self, strategies):
+            value = function(strategies)
+            return {"R@1": value, "MAP@R": value}, 0.0
+
+        monkeypatch.setattr(Measurement, "__call__", call)
+
+    return replace
+
+
+def test_every_strategy_has_its_grid_and_only_its_own_settings():
+    assert list(AXES) == list(GROUPS)
+    for strategy, axes in AXES.items():
+        assert tuple(axes)[0] == GROUPS[strategy][0] and set(axes) == set(GROUPS[strategy])
+        assert next(iter(axes.values()))[0] == getattr(Strategies(), GROUPS[strategy][0]), "the first value is off"
+
+
+def test_the_fine_grid_finds_what_lies_between_the_coarse_values(judged_by):
+    judged_by(lambda s: 1 - (s.mixed_pooling - 0.375) ** 2 - (not s.mirror) - s.beta)
+    chosen, tried = choose_constants(None, None)
+    assert chosen == Strategies(mixed_pooling=0.375, mirror=True)
+    pooling = [row["settings"]["mixed_pooling"] for row in tried if row["strategy"] == "mixed pooling"]
+    assert pooling[:3] == [0.25, 0.5, 1.0] and set(pooling[3:5]) == {0.125, 0.375}
+
+
+def test_nothing_is_chosen_where_nothing_helps(judged_by):
+    judged_by(lambda s: 0.5)
+    assert choose_constants(None, None)[0] == Strategies()
+
+
+def test_a_strategy_that_a_later_one_makes_superfluous_is_dropped(judged_by):
+    judged_by(lambda s: 1.0 if s.expansion else 0.8 if s.beta else 0.5)
+    chosen, tried = choose_constants(None, None)
+    assert list(chosen.parts()) == ["query expansion"]
+    assert [row["strategy"] for row in tried if row["step"] == "left out"] == ["beta-normalisation", "query expansion"]
+
+
+def test_all_settings_tried_are_allowed_and_the_best_of_them_is_chosen(model, held_out):
+    chosen, tried = choose_constants(model, held_out)
+    assert all(Strategies.from_settings(row["settings"]) for row in tried)
+    best = max(row["score"] for row in tried)
+    metrics = inference.evaluate(model, held_out, chosen)
+    assert score(metrics) == pytest.approx(best) and best >= tried[0]["score"]
+
+
+def test_a_measurement_equals_the_evaluation(model, held_out):
+    measure = Measurement(model, held_out)
+    for each in (Strategies(), Strategies(mixed_pooling=0.5, mirror=True, beta=0.1, lambda_value=0.5, k1=6, k2=2)):
+        metrics, seconds = measure(each)
+        assert metrics == pytest.approx(inference.evaluate(model, held_out, each)) and seconds > 0
+
+
+def test_a_backbone_without_a_last_activation_has_no_slope_chosen(held_out):
+    model = models.build("conv4")
+    model.body = torch.nn.Sequential(model.body, torch.nn.BatchNorm2d(model.embedding_size))
+    chosen, tried = choose_constants(model, held_out)
+    assert chosen.leaky_slope == 0 and {row["strategy"] for row in tried} >= set(GROUPS) - {"leaky activation"}
+    with pytest.raises(ValueError, match="leaky_slope"):
+        Measurement(model, held_out)(dataclasses.replace(chosen, leaky_slope=0.5))
+
+
+def test_re_identification_is_scored_by_its_own_metrics():
+    assert score({"mAP": 0.4, "Rank-1": 0.8, "R@1": 0.0}) == pytest.approx(0.6)
+    assert constants.score({"R@1": 0.5, "MAP@R": 0.25}) == 0.375

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gl_core import data_commands
+from gl_core import data_commands, search_commands
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -261,6 +261,12 @@ def _parser() -> argparse.ArgumentParser:
         "interrupted; the same command goes on",
     )
     sweep_cli.add_tuning_arguments(tune)
+
+    embed = command("embed", search_commands.embed, "Embed images by a trained network, into a file.")
+    search_commands.add_embed(embed)
+    goes_on = "interrupted; the same command goes on where it was"
+    search = command("search", search_commands.search, "Find the images of a folder nearest to others.", goes_on)
+    search_commands.add_search(search)
 
     command("book", _book, "Execute what has changed and build the pages.", "interrupted; the same command goes on")
     serve = command("serve", _serve, "Show the built book in a browser.", "ended")

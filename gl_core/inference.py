@@ -12,7 +12,6 @@ from gl_core.images import ImageStore
 from gl_core.models import EmbeddingNet
 from gl_core.pairs import unit_rows
 from gl_core.protocols import judge, query_and_gallery
-from gl_core.rerank import k_reciprocal
 from gl_core.strategies import Strategies, beta_normalize, mixed_pooling, query_expansion
 
 if TYPE_CHECKING:
@@ -99,6 +98,9 @@ def search_and_judge(
             query_expansion(gallery, **settings) if strategies.database_side else gallery,
         )
     if strategies.lambda_value < 1:
+        # It loads a compiler, which who only embeds need not wait for.
+        from gl_core.rerank import k_reciprocal
+
         if metric == "cosine":
             # Squared distances of unit vectors, 2 - 2 cos, rank as the cosine does.
             query, gallery = unit_rows(query), unit_rows(gallery)

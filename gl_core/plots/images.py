@@ -74,8 +74,9 @@ def show_batch(
 def retrieval_gallery(
     queries: Sequence,
     neighbours: Sequence[Sequence],
-    correct: Bool[np.ndarray, "q k"],
+    correct: Bool[np.ndarray, "q k"] | None = None,
     *,
+    captions: Sequence[Sequence[str]] | None = None,
     titles: Sequence[str] | None = None,
     size: float = 0.8,
 ) -> Figure:
@@ -84,15 +85,16 @@ def retrieval_gallery(
     Args:
         queries: q images (see `image_grid`).
         neighbours: k images for each query.
-        correct: whether a neighbour has the query's class.
+        correct: whether a neighbour has the query's class; None where classes are not known.
+        captions: a word below each neighbour, such as its similarity.
         titles: a few words in front of each query.
         size: inches of a side.
     """
-    correct = as_array(correct).astype(bool)
-    same_length("queries", queries, neighbours=neighbours, correct=correct, titles=titles)
-    if correct.ndim != 2 or any(len(row) != correct.shape[1] for row in neighbours):
+    correct = None if correct is None else as_array(correct).astype(bool)
+    same_length("queries", queries, neighbours=neighbours, correct=correct, captions=captions, titles=titles)
+    k = max(map(len, neighbours))
+    if correct is not None and (correct.ndim != 2 or any(len(row) != correct.shape[1] for row in neighbours)):
         raise ValueError(f"correct has shape {correct.shape}: must be (queries, neighbours of each)")
-    k = correct.shape[1]
     figure, axes = panels(
         len(queries), k + 2, size=(size, size), squeeze=False, width_ratios=[1, 0.12, *[1] * k]
     )  # fmt: skip
@@ -101,10 +103,16 @@ def retrieval_gallery(
         _show(axes[row, 0], query)
         if titles is not None:
             axes[row, 0].set_ylabel(shortened(titles[row]), rotation=0, ha="right", va="center", fontsize=8)
-        for ax, image, right in zip(axes[row, 2:], found, correct[row], strict=True):
-            colour = RIGHT if right else WRONG
+        for ax in axes[row, 2 + len(found) :]:
+            ax.set_axis_off()
+        for column, (ax, image) in enumerate(zip(axes[row, 2:], found, strict=False)):
+            right = None if correct is None else correct[row, column]
+            colour = None if right is None else RIGHT if right else WRONG
             _show(ax, image, colour)
-            _corner_sign(ax, "✓" if right else "✗", colour)
+            if right is not None:
+                _corner_sign(ax, "✓" if right else "✗", colour)
+            if captions is not None:
+                ax.set_xlabel(captions[row][column], fontsize=7, labelpad=2)
     for ax, title in zip(np.delete(axes[0], 1), ["query", *map(str, range(1, k + 1))], strict=True):
         ax.set_title(title, fontsize=9, loc="center", pad=3)
     return figure

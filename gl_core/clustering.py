@@ -16,7 +16,7 @@ from gl_core import _checks
 __all__ = ["kmeans", "mutual_information"]
 
 CHUNK_BYTES = 64 * 2**20  # of distances held at once
-SEEDING_ROUNDS = 512
+SEEDING_ROUNDS = 2048
 
 
 def as_rows(name: str, x: Float[Tensor, "n d"] | np.ndarray) -> Float[Tensor, "n d"]:
@@ -164,7 +164,7 @@ def _seed_centres(
 ) -> Float[Tensor, "k d"]:
     """k-means++: rows drawn with a chance proportional to the squared distance from the centres so far.
 
-    For less than a thousand clusters each round adds one centre, the best of several draws. For more, a round adds all
+    Up to some thousand clusters each round adds one centre, the best of several draws. For more, a round adds all
     the centres that it draws: to read every row once for each centre would take longer than the iterations that follow.
     """
     batch = max(1, k // SEEDING_ROUNDS)

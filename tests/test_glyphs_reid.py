@@ -54,15 +54,15 @@ def test_distractors_are_a_class_and_junk_is_none(test):
         set(distractors.script) == {"Georgian"} and distractors.label.nunique() == 1 and (distractors.label >= 0).all()
     )
     assert not distractors.is_query.any() and not junk.is_query.any() and set(junk.class_name) == {"junk"}
-    assert len(junk) == -(-table.is_query.sum() // 10) and "junk" not in test.class_names
+    assert len(junk) == -(-table.is_query.sum() // 5) and "junk" not in test.class_names
 
 
-def test_junk_is_half_of_an_image_of_the_gallery(test):
+def test_junk_is_part_of_an_image_of_the_gallery(test):
     place = {path: i for i, path in enumerate(test.table.path)}
     junk = np.flatnonzero(test.labels == -1)
-    whole = [place[test.table.path[i].replace("half/", "")] for i in junk]
-    halves = pixels(test, junk)
-    assert (halves[:, :, :16] == 255).all() and np.array_equal(halves[:, :, 16:], pixels(test, whole)[:, :, :16])
+    whole = [place[test.table.path[i].replace("cut/", "")] for i in junk]
+    parts = pixels(test, junk)
+    assert (parts[:, :, 20:] == 255).all() and np.array_equal(parts[:, :, :20], pixels(test, whole)[:, :, :20])
 
 
 def test_a_query_is_another_drawing_than_its_gallery_image(test):

@@ -2,7 +2,7 @@
 
 Trained on are the letters that glyphs trains on (Latin). In the test each Greek, Cyrillic and Armenian letter is a person, drawn
 twice in each typeface: one drawing is a query, the other in the gallery. As in Market-1501 the gallery also holds distractors,
-all Georgian letters as the one class `0000`, and junk, half a letter each, which counts neither as right nor as wrong.
+all Georgian letters as the one class `0000`, and junk, letters cut off on the right, which count neither as right nor as wrong.
 
 Beside the usual columns the table says `camera` (from 1, in the order of `lettering.TYPEFACES`) and what that of glyphs says.
 
@@ -23,7 +23,8 @@ from gl_core.datasets.persons import FOLDERS, from_parts
 __all__ = ["load"]
 
 DISTRACTORS = "Georgian"
-JUNK_EVERY = 10  # a half letter for each so many whole ones in the gallery
+JUNK_EVERY = 5  # a cut letter for each so many whole ones in the gallery
+CUT = 5 / 8  # of the width is kept
 
 
 def load(root: str | os.PathLike | None = None, *, size: int = 32, seed: int = 0) -> RetrievalDataset:
@@ -49,9 +50,9 @@ def load(root: str | os.PathLike | None = None, *, size: int = 32, seed: int = 0
         table[train].assign(part=FOLDERS[0], person=names),
         table[person].assign(part=FOLDERS[1], person=names),
         table[~train].assign(part=FOLDERS[2], person=names),
-        table.iloc[junk].assign(part=FOLDERS[2], person="-1", path="half/" + table["path"]),
+        table.iloc[junk].assign(part=FOLDERS[2], person="-1", path="cut/" + table["path"]),
     ]
-    images = np.concatenate([first[train], first[person], second[~train], _halves(second[junk])])
+    images = np.concatenate([first[train], first[person], second[~train], _cut(second[junk])])
     table = pd.concat(parts)
     paths = (table["part"] + "/" + table["path"]).tolist()
     return from_parts(
@@ -65,8 +66,8 @@ def load(root: str | os.PathLike | None = None, *, size: int = 32, seed: int = 0
     )
 
 
-def _halves(images: UInt8[np.ndarray, "n h w"]) -> UInt8[np.ndarray, "n h w"]:
-    """The left half of each image at the right edge, as if a detector had missed the rest."""
-    moved, half = np.full_like(images, 255), images.shape[2] // 2
-    moved[:, :, half:] = images[:, :, : images.shape[2] - half]
-    return moved
+def _cut(images: UInt8[np.ndarray, "n h w"]) -> UInt8[np.ndarray, "n h w"]:
+    """The left part of each image, as if a detector had missed the rest."""
+    cut = images.copy()
+    cut[:, :, int(CUT * images.shape[2]) :] = 255
+    return cut

@@ -146,8 +146,10 @@ def _as_text(table: "pd.DataFrame") -> str:
     for name in config.columns.difference(usual):
         if config[name].astype(str).nunique() > 1:
             columns[name] = config[name]
-    for name in ("untrained R@1", "R@1", "untrained MAP@R", "MAP@R", "NMI"):
-        if name in table:
+    # Of each kind of protocol its two metrics, where a run was judged by it.
+    judged = ("R@1", "MAP@R", "Rank-1", "mAP")
+    for name in (*(f"{when}{metric}" for metric in judged for when in ("untrained ", "")), "NMI"):
+        if name in table and table[name].notna().any():
             columns[name] = table[name].map("{:.3f}".format, na_action="ignore")
     columns["seconds"] = table["wall_time_s"].map("{:.0f}".format, na_action="ignore")
     shown = pd.DataFrame({name: column for name, column in columns.items() if column is not None}, index=table.index)

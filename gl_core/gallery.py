@@ -34,6 +34,8 @@ __all__ = ["Gallery", "Update", "index_folder", "open_gallery"]
 FOLDER = ".glbook"
 # Beyond this many images exact search takes longer than a person likes to wait, and faiss searches.
 EXACT_UP_TO = 200_000
+# Rows of the gallery that are compared at a time.
+BLOCK = 16384
 
 
 @dataclass
@@ -63,7 +65,15 @@ class Gallery:
         queries = unit_rows(queries) if self.metric == "cosine" else queries
         if self.fast is not None:
             return self.fast.search(queries, k)
-        return nearest_neighbours(queries, torch.from_numpy(self.embeddings), k, metric=self.metric)
+        similarity, index = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64)
+        # A block at a time: the embeddings stay on the disk, and what is read of them is soon given back.
+        for start in range(0, len(self.names), BLOCK):
+            block = torch.from_numpy(self.embeddings[start : start + BLOCK])
+            found = nearest_neighbours(queries, block, min(k, len(block)), metric=self.metric)
+            similarity, order = torch.cat([similarity, found[0]], 1).sort(dim=1, descending=True, stable=True)
+            similarity, order = similarity[:, :k], order[:, :k]
+            index = torch.cat([index, found[1] + start], 1).gather(1, order)
+        return similarity, index
 
 
 def index_folder(root: Path, card: dict[str, Any]) -> tuple[Path, str | None]:
@@ -97,7 +107,7 @@ def _try_to_write(folder: Path) -> None:
 
 def open_gallery(
     root: str | os.PathLike,
-    model: Callable[[], EmbeddingNet],
+    model: EmbeddingNet,
     card: dict[str, Any],
     *,
     say: Callable[[str], object] = lambda line: print(line, file=sys.stderr),
@@ -105,8 +115,8 @@ def open_gallery(
 ) -> tuple[Gallery, Update]:
     """The gallery in a folder, its index brought up to date: new and changed files embedded, removed ones forgotten.
 
-    A file has changed if its size or its time of modification has. `model` is called for the network only if there is something
-    to embed. Processes that index the same gallery take turns.
+    A file has changed if its size or its time of modification has. `model` and `card` are those of a checkpoint. Processes that
+    index the same gallery take turns.
 
     Raises FileNotFoundError or NotADirectoryError if `root` is no folder, and ValueError if it holds no image that can be read.
     """
@@ -122,7 +132,7 @@ def open_gallery(
     if why:
         say(f"{root} cannot be written ({why}): its index is kept in {folder}")
     with locked(folder / ".lock"):
-        parts = _Parts(folder, int(card["architecture"]["embedding_size"]))
+        parts = _Parts(folder, model.embedding_size)
         known = parts.known()
         wanted = [name for name, state in present.items() if known.get(name, (None,))[0] != state]
         with _bar(len(wanted), progress) as advance:
@@ -161,19 +171,17 @@ def _bar(total: int, progress: bool) -> Iterator[Callable[[int], object]]:
 def _embed(
     root: Path,
     files: dict[str, list[int]],
-    model: Callable[[], EmbeddingNet],
+    model: EmbeddingNet,
     card: dict[str, Any],
     parts: "_Parts",
     advance: Callable[[int], object],
 ) -> None:
     """Embed files of the states that they were seen in, a part at a time: a file that changes meanwhile is new next time."""
-    if not files:
-        return
-    network, config, strategies = model(), checkpoints.configuration(card), checkpoints.strategies(card)
+    config, strategies = checkpoints.configuration(card), checkpoints.strategies(card)
     names = list(files)
     for start in range(0, len(names), CHUNK):
         some = names[start : start + CHUNK]
-        found = embed_files(network, config, [root / name for name in some], strategies, progress=advance)
+        found = embed_files(model, config, [root / name for name in some], strategies, progress=advance)
         vectors = unit_rows(found.embeddings) if strategies.metric == "cosine" else found.embeddings
         readable = [name for name in some if root / name not in found.unreadable]
         reasons = {name: found.unreadable[root / name] for name in some if root / name in found.unreadable}

@@ -116,7 +116,7 @@ def search(options: argparse.Namespace) -> int:
     paths = [Path(query).expanduser() for query in options.queries if query != "-"]
     # A query that cannot be read is better refused before a large gallery is indexed.
     vectors = embedded(paths) if paths else None
-    gallery, update = open_gallery(options.gallery, lambda: model, card, progress=True)
+    gallery, update = open_gallery(options.gallery, model, card, progress=True)
     _name_unreadable(update.unreadable, len(gallery.names) + len(update.unreadable))
     if update.embedded or update.removed:
         print(

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from gl_core import datasets, models
+from gl_core import datasets, distributed, models
 from gl_core.baselines import BASELINES, MetricLoss
 from gl_core.config import Config
 from gl_core.images import ImageStore
@@ -49,7 +49,8 @@ def build_model(config: Config) -> models.EmbeddingNet:
 class Learner(nn.Module):
     """What is trained: a backbone, and a loss that holds the classifier or proxies.
 
-    Where the backbone has a neck, the loss compares the embeddings before it and classifies them after it.
+    Where the backbone has a neck, the loss compares the embeddings before it and classifies them after it. With several processes
+    images and labels are this one's part of the batch; loss and embeddings are those of the whole batch.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class Learner(nn.Module):
     def forward(
         self, images: Float[Tensor, "n c h w"], labels: Int[Tensor, "n"]
     ) -> tuple[Float[Tensor, ""], Float[Tensor, "n d"]]:
-        embeddings = self.backbone(images)
+        embeddings, labels = distributed.whole_batch(self.backbone(images), labels)
         return self.loss(embeddings, labels), embeddings.detach()
 
 

@@ -66,6 +66,28 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _train(options: argparse.Namespace) -> int:
+    import dataclasses
+
+    from gl_core import chapters, distributed, training
+    from gl_core.config import Config
+
+    declared = {
+        field.name: chapters.Parameter(field.name, field.type, field.default) for field in dataclasses.fields(Config)
+    }
+    given = {
+        name: chapters.parse_value(text, declared[name]) if name in declared else text
+        for name, text in options.parameters
+    }
+    config = Config.resolve(**given)
+    with distributed.processes():
+        run = training.run(config, keep=options.keep)
+        if distributed.is_main():
+            print(run.report())
+            print(f"record: {_short(run.record_path)}")
+    return 0
+
+
 def _check_machine_and_data(declared: dict, given: dict[str, Any]) -> None:
     """Refuse what cannot work before a kernel starts: a processor or data that are not there."""
     from gl_core import datasets, devices
@@ -229,11 +251,17 @@ def _parser() -> argparse.ArgumentParser:
         "run", _run, "Execute a chapter with parameters; keep the executed notebook and the records.", goes_on
     )
     run.add_argument("chapter", metavar="CHAPTER", help="training, task, ...")
-    run.add_argument(
-        "-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
-        help="a parameter of the chapter; may be given several times",
-    )  # fmt: skip
-    run.add_argument("--keep", choices=("final", "tuning"), help="put the records into data/results, for this purpose")
+    train = command(
+        "train", _train, "Train and evaluate without a notebook; started by torchrun, on several processes.", goes_on
+    )
+    for added in (run, train):
+        added.add_argument(
+            "-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+            help="a parameter; may be given several times",
+        )  # fmt: skip
+        added.add_argument(
+            "--keep", choices=("final", "tuning"), help="put the records into data/results, for this purpose"
+        )
     run.add_argument("--output", type=Path, metavar="DIR", help="where the executed notebook goes (_build/runs)")
 
     results = command("results", _results, "List the records of runs, one line a run.")

@@ -8,12 +8,12 @@ import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from gl_core import _checks
+from gl_core import _checks, distributed
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -27,9 +27,12 @@ HOST_MEMORY = 4 * 2**30
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of that name; "auto" is the first GPU where there is one, else the CPU. Raises ValueError if it is not there."""
+    """The device of that name; "auto" is the first GPU where there is one, else the CPU. Raises ValueError if it is not there.
+
+    Of several processes on a machine each has a GPU of its own: the first, the second, ...
+    """
     if name == "auto":
-        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+        return torch.device("cuda", distributed.local_rank()) if torch.cuda.is_available() else torch.device("cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -43,7 +46,7 @@ def choose_device(name: str) -> torch.device:
         raise ValueError(f"device={name!r}: must be auto, cpu, cuda, cuda:N or mps")
     if not available[device.type]():
         raise ValueError(f"device={name!r}: there is no such device on this machine; use device=cpu or device=auto")
-    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
+    return torch.device("cuda", device.index or distributed.local_rank()) if device.type == "cuda" else device
 
 
 def device_name(device: torch.device) -> str:
@@ -98,8 +101,16 @@ def fabric(device: torch.device, precision: str = "auto") -> "Fabric":
         raise ValueError(f"precision='fp16': needs a GPU, this run uses {device.type}; take bf16 or 32")
     if precision == "bf16" and device.type == "cuda" and not native:
         raise ValueError("precision='bf16': this GPU does not compute in bfloat16; take fp16 or 32")
-    devices = [device.index] if device.type == "cuda" else 1
-    return Fabric(accelerator=device.type, devices=devices, precision=PRECISIONS[precision])
+    return Fabric(accelerator=device.type, precision=PRECISIONS[precision], **_placement(device))
+
+
+def _placement(device: torch.device) -> dict[str, Any]:
+    """What Fabric is told of processes and their devices."""
+    count = distributed.num_processes()
+    if count == 1:
+        return {"devices": [device.index] if device.type == "cuda" else 1}
+    on_this_machine = int(os.environ["LOCAL_WORLD_SIZE"])
+    return {"strategy": "ddp", "devices": on_this_machine, "num_nodes": count // on_this_machine}
 
 
 @contextlib.contextmanager

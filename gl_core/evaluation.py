@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gl_core import _checks
+from gl_core import _checks, distributed
 from gl_core.clustering import as_rows, kmeans, mutual_information
 from gl_core.pairs import RANGE, ClassMembers, Labels, Pairs, Rows, as_labels, compared, unit_rows
 from gl_core.reid import reid_metrics
@@ -75,6 +75,7 @@ def retrieval_metrics(
     distances: Float[Tensor, "q g"] | np.ndarray | None = None,
     same_images: bool = False,
     chunk_size: int | None = None,
+    shared: bool = False,
 ) -> dict[str, float | int]:
     """How well the neighbours of a query share its label, averaged over queries.
 
@@ -95,6 +96,9 @@ def retrieval_metrics(
     they are (q, q). With `same_images` the gallery shows the same images as the queries, row by row, in vectors of their own:
     an image leaves out itself. `chunk_size` is the number of queries compared at a time, which bounds the memory; if None, as many as
     fit into 256 MiB.
+
+    With `shared` the processes of `gl_core.distributed`, which all call this with the same vectors, share out the queries, and
+    all return the metrics of all queries.
 
     Returns the fractions "R@K" for each K of `recall_at` (which may exceed the gallery), "MAP@R" and "R-Precision", all
     in [0, 1], and the number "excluded_queries" of queries without any positive: they are left out of the averages.
@@ -131,10 +135,10 @@ def retrieval_metrics(
         raise ValueError(f"query_labels: none of the {len(used)} queries has a positive, a gallery row of its label")
 
     j = torch.arange(1, classes.width + 1, device=pairs.device).double()
-    best_rank, precision, average_precision = torch.empty(
-        3, len(used), dtype=torch.float64, device=pairs.device
-    ).unbind()
-    for rows, similarity in pairs.chunks(chunk_size, kept=classes.width):
+    found = torch.empty(len(used), 3, dtype=torch.float64, device=pairs.device)
+    best_rank, precision, average_precision = found.unbind(dim=1)
+    part = distributed.share(len(used)) if shared else None
+    for rows, similarity in pairs.chunks(chunk_size, kept=classes.width, part=part):
         positives = num_positives[rows, None]
         members, belongs = classes.of(rows)
         positive = similarity.gather(1, members) - pairs.rounding(rows, members)
@@ -151,6 +155,8 @@ def retrieval_metrics(
         far = (v[:, 0] == classes.width).nonzero().squeeze(1)
         first_rank[far] = 1 + (negative[far] >= positive[far, :1]).sum(dim=1).double()
         best_rank[rows] = first_rank
+    if shared:
+        best_rank, precision, average_precision = distributed.join(found[part], len(used)).unbind(dim=1)
     return {
         **{f"R@{cutoff}": (best_rank[used] <= cutoff).double().mean().item() for cutoff in recall_at},
         "MAP@R": average_precision[used].mean().item(),

@@ -65,8 +65,12 @@ class Pairs:
         spread = max(4.0, math.sqrt(d) / 2) * torch.finfo(self.query.dtype).eps
         return spread * (self.query_scale[rows, None] + self.gallery_scale[index])
 
-    def chunks(self, chunk_size: int | None = None, *, kept: int) -> Iterator[tuple[slice, Float[Tensor, "q g"]]]:
+    def chunks(
+        self, chunk_size: int | None = None, *, kept: int, part: slice | None = None
+    ) -> Iterator[tuple[slice, Float[Tensor, "q g"]]]:
         """Queries as a slice, and their similarity to the gallery, minus infinity for themselves if they are left out.
+
+        All queries, or those of a `part`, in turn.
 
         The similarities may be overwritten, and are not valid after the next step: all chunks share one buffer. `kept`
         is the number of neighbours or positives of each query that the caller works on.
@@ -74,9 +78,8 @@ class Pairs:
         if chunk_size is None:
             chunk_size = rows_of_a_chunk(len(self.gallery), self.query.element_size(), kept)
         buffer = self.query.new_empty(min(chunk_size, len(self.query)), len(self.gallery))
-        for start in range(0, len(self.query), chunk_size):
-            rows = slice(start, min(start + chunk_size, len(self.query)))
-            query, similarity = self.query[rows], buffer[: rows.stop - start]
+        for rows in _slices(part, len(self.query), chunk_size):
+            query, similarity = self.query[rows], buffer[: rows.stop - rows.start]
             if self.metric == "cosine":
                 _product(query, self.gallery, similarity)
             else:
@@ -84,7 +87,7 @@ class Pairs:
                 _product(2 * query, self.gallery, similarity)
                 similarity.sub_(self.gallery_scale).sub_(self.query_scale[rows, None])
             if self.leaves_self_out:
-                similarity.diagonal(offset=start).fill_(-math.inf)
+                similarity.diagonal(offset=rows.start).fill_(-math.inf)
             yield rows, similarity
 
 
@@ -104,15 +107,16 @@ class GivenDistances:
         values = self.similarity[rows].gather(1, index)
         return 4 * torch.finfo(values.dtype).eps * values.abs()
 
-    def chunks(self, chunk_size: int | None = None, *, kept: int) -> Iterator[tuple[slice, Float[Tensor, "q g"]]]:
+    def chunks(
+        self, chunk_size: int | None = None, *, kept: int, part: slice | None = None
+    ) -> Iterator[tuple[slice, Float[Tensor, "q g"]]]:
         """As `Pairs.chunks`."""
         if chunk_size is None:
             chunk_size = rows_of_a_chunk(self.num_gallery, self.similarity.element_size(), kept)
-        for start in range(0, self.num_queries, chunk_size):
-            rows = slice(start, min(start + chunk_size, self.num_queries))
+        for rows in _slices(part, self.num_queries, chunk_size):
             similarity = self.similarity[rows].clone()
             if self.leaves_self_out:
-                similarity.diagonal(offset=start).fill_(-math.inf)
+                similarity.diagonal(offset=rows.start).fill_(-math.inf)
             yield rows, similarity
 
 
@@ -153,6 +157,13 @@ def compared(
         return Pairs(query, gallery, metric, same_images=same_images)
     _checks.choice("metric", metric, RANGE)
     return GivenDistances(distances, len(query), None if gallery is None else len(gallery))
+
+
+def _slices(part: slice | None, n: int, chunk_size: int) -> Iterator[slice]:
+    """The rows of a part, or all n, a chunk at a time."""
+    first, last = (0, n) if part is None else (part.start, part.stop)
+    for start in range(first, last, chunk_size):
+        yield slice(start, min(start + chunk_size, last))
 
 
 def rows_of_a_chunk(num_gallery: int, element_size: int, kept: int) -> int:

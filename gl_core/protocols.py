@@ -33,6 +33,7 @@ def judge(
     metric: str = "cosine",
     distances: Float[Tensor, "q g"] | None = None,
     cluster: bool = False,
+    shared: bool = False,
 ) -> dict[str, float | int]:
     """The metrics of a data set's own protocol, from the embeddings of its images.
 
@@ -42,11 +43,11 @@ def judge(
 
     `distances` (of the queries to the gallery, in the order of the table) take the place of `metric`. With `cluster`,
     `clustering_metrics` of all images that are searched or search are added, except in re-identification, whose galleries hold
-    junk and distractors.
+    junk and distractors. With `shared` the processes of `gl_core.distributed` share out the queries.
     """
     labels = torch.from_numpy(dataset.labels)
     parts = query_and_gallery(dataset)
-    given = {"metric": metric, "distances": distances}
+    given = {"metric": metric, "distances": distances, "shared": shared}
     if parts is None:
         metrics = retrieval_metrics(embeddings, labels, **given)
         return metrics | clustering_metrics(embeddings, labels, metric=metric) if cluster else metrics

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gl_core import _checks
+from gl_core import _checks, distributed
 from gl_core.pairs import ClassMembers, Labels, Rows, as_labels, compared
 
 __all__ = ["JUNK", "reid_metrics"]
@@ -31,6 +31,7 @@ def reid_metrics(
     metric: str = "cosine",
     distances: Float[Tensor, "q g"] | np.ndarray | None = None,
     chunk_size: int | None = None,
+    shared: bool = False,
 ) -> dict[str, float | int]:
     """Mean average precision and the cumulative matching characteristic by the Market-1501 protocol.
 
@@ -56,6 +57,7 @@ def reid_metrics(
         metric: "cosine" or "euclidean" (see `gl_core.evaluation.nearest_neighbours`).
         distances: (q, g), in the place of `metric`: those of `gl_core.rerank.k_reciprocal` for instance.
         chunk_size: queries compared at a time, which bounds the memory; if None, as many as fit into 256 MiB.
+        shared: the processes of `gl_core.distributed` share out the queries, as in `gl_core.evaluation.retrieval_metrics`.
 
     Returns the fractions "mAP" and "Rank-K", in [0, 1], and the number "excluded_queries" of queries without a positive, which
     are left out of the averages.
@@ -90,11 +92,11 @@ def reid_metrics(
     junk = gallery_ids == JUNK
     people = ClassMembers(query_ids, gallery_ids)
     j = torch.arange(1, people.width + 1, device=pairs.device).double()
-    average_precision, best_rank = torch.full(
-        (2, pairs.num_queries), math.nan, dtype=torch.float64, device=pairs.device
-    ).unbind()
+    metrics = torch.full((pairs.num_queries, 2), math.nan, dtype=torch.float64, device=pairs.device)
+    average_precision, best_rank = metrics.unbind(dim=1)
+    part = distributed.share(pairs.num_queries) if shared else None
     # All negatives are sorted, which takes their values and their places once more.
-    for rows, similarity in pairs.chunks(chunk_size, kept=people.width + pairs.num_gallery // 8):
+    for rows, similarity in pairs.chunks(chunk_size, kept=people.width + pairs.num_gallery // 8, part=part):
         members, same_person = people.of(rows)
         is_positive = same_person & (gallery_cameras[members] != query_cameras[rows, None])
         is_positive &= (query_ids[rows] != JUNK)[:, None]
@@ -107,6 +109,8 @@ def reid_metrics(
         relevant = j <= found[:, None]
         average_precision[rows] = (relevant * j / (j + v)).sum(dim=1) / found
         best_rank[rows] = torch.where(found > 0, 1 + v[:, 0], math.nan)
+    if shared:
+        average_precision, best_rank = distributed.join(metrics[part], pairs.num_queries).unbind(dim=1)
     used = ~best_rank.isnan()
     if not used.any():
         raise ValueError(

@@ -28,11 +28,16 @@ class GroupSampler:
 
     Use it as `DataLoader(dataset, batch_sampler=GroupSampler(dataset.labels, 12, 8))`.
 
+    Several processes may share each batch: every one of `num_replicas` samplers, made alike but for their `rank`, deals its part
+    of the same P x K images. The parts, one after the other in the order of ranks, are the batch that one process would have.
+
     Args:
         labels: class of each image (n,), whole numbers of any kind; position i is the index that batches refer to.
         classes_per_batch: P, from 1 to the number of classes. The Group Loss wants at least 2.
         samples_per_class: K, 1 or more. The Group Loss wants at least 2, and more than its anchors.
         seed: 0 or more.
+        num_replicas: processes that share a batch, 1 or more; P x K must be a multiple of it.
+        rank: which of them this one is, from 0.
 
     Raises ValueError if there are no labels, fewer classes than `classes_per_batch`, or an argument is out of its range.
 
@@ -41,10 +46,29 @@ class GroupSampler:
     (2, [6, 6])
     """
 
-    def __init__(self, labels: ArrayLike, classes_per_batch: int, samples_per_class: int, *, seed: int = 0) -> None:
+    def __init__(
+        self,
+        labels: ArrayLike,
+        classes_per_batch: int,
+        samples_per_class: int,
+        *,
+        seed: int = 0,
+        num_replicas: int = 1,
+        rank: int = 0,
+    ) -> None:
         _checks.count("classes_per_batch", classes_per_batch, least=1)
         _checks.count("samples_per_class", samples_per_class, least=1)
         _checks.count("seed", seed, least=0)
+        _checks.count("num_replicas", num_replicas, least=1)
+        _checks.count("rank", rank, least=0)
+        if rank >= num_replicas:
+            raise ValueError(f"rank={rank}: must be below num_replicas={num_replicas}")
+        images = classes_per_batch * samples_per_class
+        if images % num_replicas:
+            raise ValueError(
+                f"num_replicas={num_replicas}: must divide the {classes_per_batch} x {samples_per_class} = {images} images of a batch"
+            )
+        self._part = slice(rank * images // num_replicas, (rank + 1) * images // num_replicas)
         labels = np.asarray(labels)
         if labels.ndim != 1 or labels.size == 0 or labels.dtype.kind not in "iu":
             raise ValueError(
@@ -85,7 +109,7 @@ class GroupSampler:
                 if not piles[label]:
                     piles[label] = self._deal(self._images[label], random)
                 batch.extend(piles[label].pop())
-            yield [int(image) for image in batch]
+            yield [int(image) for image in batch[self._part]]
 
     def _seat(self, random: np.random.Generator) -> list[list[int]]:
         """The classes of each batch, P distinct ones.

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from gl_core import checkpoints, datasets, devices, models, resume, runs
+from gl_core import checkpoints, datasets, devices, distributed, models, resume, runs
 from gl_core.baselines import MetricLoss
 from gl_core.building import Learner, build_loss, build_model, build_optimizer, build_schedule, image_store
 from gl_core.config import Config
@@ -29,6 +29,7 @@ from gl_core.protocols import headline, judge
 from gl_core.sampling import GroupSampler
 
 if TYPE_CHECKING:
+    import numpy as np
     from lightning_fabric import Fabric
 
 __all__ = ["Learner", "Run", "build_loss", "build_model", "evaluate", "fit", "image_store", "run", "train_step"]
@@ -93,11 +94,15 @@ def run(config: Config, *, chapter: str = "training", keep: str | None = None, p
     A run that was interrupted goes on from its last finished epoch when it is called again with the same configuration and
     code. `keep` is None, "final" or "tuning" (see `gl_core.runs`).
 
+    Several processes (see `gl_core.distributed`) train on groups that they share and evaluate together. All return the same
+    metrics; the main one shows progress, and writes checkpoints, network and record.
+
     Raises ValueError for a configuration that does not fit the data or the machine, and whatever `datasets.load` raises.
     """
     started = time.monotonic()
     device = devices.choose_device(config.device)
-    record = runs.new_record(chapter=chapter, config=config.as_dict(), device=devices.device_name(device), keep=keep)
+    progress = progress and distributed.is_main()
+    record = runs.new_record(chapter=chapter, config=config.as_dict(), device=_device_names(device), keep=keep)
     train, evaluated, (fit_part, held_out) = _load(config)
 
     with devices.seeded(config.seed, device):
@@ -128,12 +133,14 @@ def run(config: Config, *, chapter: str = "training", keep: str | None = None, p
 
     record |= {"wall_time_s": round(time.monotonic() - started, 1), "metrics": metrics, "untrained": untrained}
     record |= {"history": history, "selection": selection}
-    card = checkpoints.new_card(config, model, record, part, evaluated)
-    model_path = checkpoints.save(runs.project_root() / "_build" / "models" / record["run_id"], model, card)
-    path = runs.write_record(record)
-    for file in ("choose.pt", "final.pt"):
-        (checkpoint / file).unlink(missing_ok=True)
-        _before(checkpoint / file).unlink(missing_ok=True)
+    path, model_path = None, None
+    if distributed.is_main():
+        card = checkpoints.new_card(config, model, record, part, evaluated)
+        model_path = checkpoints.save(runs.project_root() / "_build" / "models" / record["run_id"], model, card)
+        path = runs.write_record(record)
+        for file in ("choose.pt", "final.pt"):
+            (checkpoint / file).unlink(missing_ok=True)
+            _before(checkpoint / file).unlink(missing_ok=True)
     return Run(config, model, metrics, untrained, history, selection, record, path, model_path)
 
 
@@ -186,7 +193,7 @@ def fit(
     Returns one dict an epoch: epoch (from 1), loss (mean), batch R@1, images_per_s, learning_rate, and the held-out metrics.
     """
     stop_after = config.epochs if stop_after is None else stop_after
-    sampler = GroupSampler(images.labels.cpu(), config.classes_per_batch, config.samples_per_class, seed=config.seed)
+    sampler = _sampler(config, images.labels.cpu())
     if loss is None:
         loss = build_loss(config, int(images.labels.max()) + 1, model.embedding_size)
     learner = Learner(model, loss, freeze_batch_norm=config.freeze_batch_norm).to(device)
@@ -198,18 +205,23 @@ def fit(
         averaged = AveragedModel(learner, multi_avg_fn=_running_mean(config.average_weights))
     state = {"learner": learner, "optimizer": optimizer, "schedule": schedule, "averaged": averaged}
     history = resume.load(checkpoint, state)
+    fabric.launch()
     fabric_learner, fabric_optimizer = fabric.setup(learner, optimizer)
 
     generator = torch.Generator()
     total = stop_after * len(sampler)
     what = "training" if held_out is None else "choosing epochs"
-    with training_bar(total, len(history) * len(sampler), what, progress) as bar:
+    with (
+        distributed.whole_batch_norm(learner),
+        training_bar(total, len(history) * len(sampler), what, progress) as bar,
+    ):
         for epoch in range(len(history), stop_after):
             if held_out is not None and _stalled(history):
                 break
             learner.train()
             sampler.set_epoch(epoch)
-            generator.manual_seed((config.seed << 20) + epoch)
+            # Processes vary their images independently of each other.
+            generator.manual_seed((distributed.rank() << 52) + (config.seed << 20) + epoch)
             rate = optimizer.param_groups[0]["lr"]
             losses, hits, seen, began = [], [], 0, time.monotonic()
             for pixels, labels in images.batches(sampler):
@@ -221,7 +233,7 @@ def fit(
                     averaged.update_parameters(learner)
                 losses.append(value)
                 hits.append(hit)
-                seen += len(labels)
+                seen += distributed.num_processes() * len(labels)
                 bar.update()
                 # Reading a loss makes the host wait for the device, so it is read only as often as the bar is drawn.
                 if bar.due():
@@ -238,7 +250,8 @@ def fit(
                 with _weights_of(averaged, learner):
                     entry |= _held_out(evaluate(model, held_out))
             history.append(entry)
-            resume.save(checkpoint, state, history)
+            if distributed.is_main():
+                resume.save(checkpoint, state, history)
     if averaged is not None and history:
         learner.load_state_dict(averaged.module.state_dict())
     return history
@@ -263,12 +276,13 @@ def train_step(
     optimizer.zero_grad()
     fabric.backward(loss)
     optimizer.step()
-    return loss.detach(), _batch_recall(embeddings, labels)
+    return loss.detach(), _batch_recall(embeddings, distributed.gather(labels))
 
 
 def evaluate(model: models.EmbeddingNet, images: ImageStore, *, cluster: bool = False) -> dict[str, float]:
     """The metrics of the data set's own protocol (see `gl_core.protocols.judge`), and of clusters if asked for."""
-    return judge(embed(model, images), images.dataset, cluster=cluster)
+    embeddings = distributed.join(embed(model, distributed.Share(images)), len(images))
+    return judge(embeddings, images.dataset, cluster=cluster, shared=True)
 
 
 class _Stores:
@@ -296,9 +310,26 @@ def _load(config: Config) -> tuple:
     # A batch that cannot be dealt is better refused before anything is read or trained.
     for part in (train, parted[0]):
         if part is not None:
-            GroupSampler(part.labels, config.classes_per_batch, config.samples_per_class)
+            _sampler(config, part.labels)
     held_out = config.evaluate_on == "held_out"
     return train, parted[1] if held_out else datasets.load(config.dataset, config.data_root, "test"), parted
+
+
+def _sampler(config: Config, labels: "Tensor | np.ndarray") -> GroupSampler:
+    """This process's part of the batches."""
+    return GroupSampler(
+        labels,
+        config.classes_per_batch,
+        config.samples_per_class,
+        seed=config.seed,
+        num_replicas=distributed.num_processes(),
+        rank=distributed.rank(),
+    )
+
+
+def _device_names(device: torch.device) -> str:
+    count = distributed.num_processes()
+    return f"{count} x {devices.device_name(device)}" if count > 1 else devices.device_name(device)
 
 
 def _running_mean(decay: float):

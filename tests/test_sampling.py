@@ -64,6 +64,17 @@ def test_the_same_seed_gives_the_same_epochs(given_sampler):
     assert list(twin) == first
 
 
+@given(samplers(), st.data())
+def test_parts_of_several_processes_make_up_the_batches_of_one(given_sampler, data):
+    sampler, labels, P, K = given_sampler
+    count = data.draw(st.sampled_from([divisor for divisor in range(1, P * K + 1) if P * K % divisor == 0]))
+    parts = [GroupSampler(labels, P, K, seed=sampler.seed, num_replicas=count, rank=rank) for rank in range(count)]
+    assert {len(part) for part in parts} == {len(sampler)}
+    for whole, *dealt in zip(sampler, *parts, strict=True):
+        assert {len(part) for part in dealt} == {P * K // count}
+        assert [image for part in dealt for image in part] == whole
+
+
 def test_epochs_and_seeds_differ_and_mix_the_classes():
     labels = np.repeat(np.arange(30), 12)
     sampler = GroupSampler(labels, 5, 4)
@@ -118,6 +129,10 @@ def test_it_drives_a_data_loader():
 def test_bad_input_is_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         GroupSampler(*arguments)
+    with pytest.raises(ValueError, match="num_replicas=4: must divide the 2 x 3 = 6 images"):
+        GroupSampler([0, 1], 2, 3, num_replicas=4)
+    with pytest.raises(ValueError, match="rank=2: must be below num_replicas=2"):
+        GroupSampler([0, 1], 2, 3, num_replicas=2, rank=2)
     with pytest.raises(ValueError, match="seed=-1"):
         GroupSampler([0, 1], 1, 1, seed=-1)
     with pytest.raises(ValueError, match="epoch=-1"):

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from gl_core.datasets import RetrievalDataset
 
 # Data sets for research use only: what is measured on them may be published, their images may not.
-NOT_SHOWN = frozenset({"cars196_half"})
+NOT_SHOWN = frozenset({"cars196", "cars196_half", "market1501", "cuhk03", "cuhk03_labelled"})
 
 
 def may_be_shown(dataset: "RetrievalDataset") -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gl_core import datasets, runs, training
 from gl_core.config import Config
-from gl_core.constants import Measurement, choose_constants
+from gl_core.constants import Measurement, best_of_each, choose_constants
 from gl_core.images import ImageStore
 from gl_core.models import EmbeddingNet
 from gl_core.strategies import Strategies
@@ -31,27 +31,30 @@ class Ablation:
     record_path: Path
 
 
-def cases(strategies: Strategies) -> list[tuple[str, str, Strategies]]:
+def cases(strategies: Strategies, candidates: Strategies | None = None) -> list[tuple[str, str, Strategies]]:
     """The cases of an ablation: kind, name of the strategy, settings.
 
     The kinds are "none"; "alone"; "cumulative", the strategies in their order up to this one; "left out", all but this one; and
-    "all". Only strategies that are on take part.
+    "all". Only strategies that are on take part; with `candidates` those that are on there are measured alone.
 
     >>> [(kind, name) for kind, name, _ in cases(Strategies(mirror=True))]  # doctest: +NORMALIZE_WHITESPACE
     [('none', 'none'), ('alone', 'mirror averaging'), ('cumulative', 'mirror averaging'), ('left out', 'mirror averaging'),
      ('all', 'all')]
     """
     names = list(strategies.parts())
+    alone = (strategies if candidates is None else candidates).parts()
     return [
         ("none", "none", Strategies()),
-        *(("alone", name, strategies.only([name])) for name in names),
+        *(("alone", name, each) for name, each in alone.items()),
         *(("cumulative", name, strategies.only(names[: place + 1])) for place, name in enumerate(names)),
         *(("left out", name, strategies.only(other for other in names if other != name)) for name in names),
         ("all", "all", strategies),
     ]
 
 
-def ablate(model: EmbeddingNet, images: ImageStore, strategies: Strategies) -> list[dict[str, Any]]:
+def ablate(
+    model: EmbeddingNet, images: ImageStore, strategies: Strategies, candidates: Strategies | None = None
+) -> list[dict[str, Any]]:
     """The metrics of every case on these images, and what it costs.
 
     Each row has "kind" and "strategy" (see `cases`), "settings", "metrics" and "seconds", from decoded images to metrics. What
@@ -61,7 +64,7 @@ def ablate(model: EmbeddingNet, images: ImageStore, strategies: Strategies) -> l
     """
     measure, known = Measurement(model, images), {}
     rows = []
-    for kind, name, each in cases(strategies):
+    for kind, name, each in cases(strategies, candidates):
         if each not in known:
             known[each] = measure(each)
         metrics, seconds = known[each]
@@ -82,8 +85,8 @@ def run(
     3. Measure every case on the test classes.
 
     The record is that of the second training, its metrics those of the plain embedding, and has two parts more: "search", with
-    the chosen settings ("strategies"), the rows that led to them ("tried") and the metrics of the network on the held-out classes
-    ("metrics"), and "ablation", the rows of `ablate`. `keep` is None, "final" or "tuning" (see `gl_core.runs`).
+    the chosen settings ("strategies"), the best ones of every strategy, kept or not, which are measured alone ("candidates"), the
+    rows that led to them ("tried") and the plain metrics on the held-out classes ("metrics"), and "ablation", the rows of `ablate`. `keep` is None, "final" or "tuning" (see `gl_core.runs`).
 
     Raises ValueError if `config` evaluates on held-out classes, which choose the constants here.
     """
@@ -98,11 +101,13 @@ def run(
             dataclasses.replace(config, evaluate_on="held_out"), chapter="inference", progress=progress
         )
         strategies, tried = choose_constants(fitted.model, _evaluated(fitted.config, fitted.model, progress))
-        search = {"strategies": strategies.as_dict(), "tried": tried, "metrics": fitted.metrics}
+        candidates = best_of_each(tried)
+        search = {"tried": tried, "metrics": fitted.metrics}
     else:
-        search = {"strategies": strategies.as_dict(), "tried": [], "metrics": {}}
+        candidates, search = strategies, {"tried": [], "metrics": {}}
+    search |= {"strategies": strategies.as_dict(), "candidates": candidates.as_dict()}
     trained = training.run(config, chapter="inference", progress=progress)
-    rows = ablate(trained.model, _evaluated(config, trained.model, progress), strategies)
+    rows = ablate(trained.model, _evaluated(config, trained.model, progress), strategies, candidates)
 
     record = runs.new_record(chapter="inference", config=config.as_dict(), device=trained.record["device"], keep=keep)
     record |= {name: trained.record[name] for name in ("metrics", "untrained", "history", "selection")}

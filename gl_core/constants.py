@@ -15,7 +15,7 @@ from gl_core.models import EmbeddingNet
 from gl_core.protocols import headline
 from gl_core.strategies import Strategies, beta_normalize
 
-__all__ = ["AXES", "Measurement", "choose_constants", "score"]
+__all__ = ["AXES", "Measurement", "best_of_each", "choose_constants", "score"]
 
 # Coarse values of each strategy's constants, the strategies in their order. The first value of the first one is "off"; around
 # the published constants, and beyond them on either side.
@@ -107,6 +107,20 @@ def choose_constants(model: EmbeddingNet, held_out: ImageStore) -> tuple[Strateg
         if found >= best_score:
             best, best_score = without, found
     return best, tried
+
+
+def best_of_each(tried: list[dict[str, Any]]) -> Strategies:
+    """Every strategy on, with its best constants in a table of `choose_constants`, whether it was kept or not.
+
+    What the table does not hold stays off.
+    """
+    chosen = Strategies()
+    for strategy, axes in AXES.items():
+        rows = [row for row in tried if row["strategy"] == strategy and row["step"] in ("coarse", "fine")]
+        if rows:
+            settings = max(rows, key=lambda row: row["score"])["settings"]
+            chosen = dataclasses.replace(chosen, **{name: settings[name] for name in axes})
+    return chosen
 
 
 def _score(candidate: tuple[float, Strategies]) -> float:

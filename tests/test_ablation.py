@@ -64,7 +64,9 @@ def test_a_run_is_recorded_with_its_search(config, tmp_path):
     assert max(each["score"] for each in search["tried"]) >= search["tried"][0]["score"]
 
     rows = ablation.as_table([row["path"]])
-    assert len(rows) == len(ablation.cases(done.strategies)) and (rows["seconds"] > 0).all()
+    candidates = Strategies.from_settings(search["candidates"])
+    assert list(candidates.parts()) == list(GROUPS), "each is measured alone, whether it was kept or not"
+    assert len(rows) == len(ablation.cases(done.strategies, candidates)) and (rows["seconds"] > 0).all()
     plain, full = (rows[rows["kind"] == kind].iloc[0] for kind in ("none", "all"))
     assert plain["R@1"] == pytest.approx(row["R@1"], rel=1e-6)
     images = ablation._evaluated(config, done.model, progress=False)

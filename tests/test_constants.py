@@ -53,6 +53,15 @@ def test_the_fine_grid_finds_what_lies_between_the_coarse_values(judged_by):
     assert pooling[:3] == [0.25, 0.5, 1.0] and set(pooling[3:5]) == {0.125, 0.375}
 
 
+def test_the_best_constants_of_a_strategy_that_was_not_kept(judged_by):
+    judged_by(lambda s: 1 - (s.mixed_pooling - 0.375) ** 2 - s.mirror - s.beta)
+    chosen, tried = choose_constants(None, None)
+    best = constants.best_of_each(tried)
+    assert best.mirror and not chosen.mirror and best.mixed_pooling == chosen.mixed_pooling == 0.375
+    assert best.beta == 0.00025, "half way from the smallest to off"
+    assert constants.best_of_each([]) == Strategies()
+
+
 def test_nothing_is_chosen_where_nothing_helps(judged_by):
     judged_by(lambda s: 0.5)
     assert choose_constants(None, None)[0] == Strategies()

@@ -66,6 +66,14 @@ def labels(name: str, tensor: Tensor, length: int | None = None, num_classes: in
         )
 
 
+def batch(embeddings: Tensor, classes: Tensor, embedding_size: int, num_classes: int) -> None:
+    """`embeddings` is (n, embedding_size), finite; `classes`, the labels, lie in 0..num_classes-1."""
+    matrix("embeddings", embeddings)
+    if embeddings.shape[1] != embedding_size:
+        raise ValueError(f"embeddings has {embeddings.shape[1]} columns: must have embedding_size={embedding_size}")
+    labels("labels", classes, length=len(embeddings), num_classes=num_classes)
+
+
 def mask(name: str, tensor: Tensor, length: int) -> None:
     """`tensor` is a vector of `length` booleans."""
     if tensor.shape != (length,) or tensor.dtype != torch.bool:
@@ -98,6 +106,11 @@ def _not_negative(name: str, tensor: Tensor) -> None:
 def temperature(value: float) -> None:
     if not math.isfinite(value) or value <= 0:
         raise ValueError(f"temperature={value}: must be above 0 (the published settings lie between 24 and 79)")
+
+
+def weight(name: str, value: float) -> None:
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name}={value}: must be a finite number, 0 or more")
 
 
 def count(name: str, value: int, least: int) -> None:

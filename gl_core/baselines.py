@@ -203,13 +203,9 @@ class MetricLoss(nn.Module):
         Raises ValueError for embeddings that are not finite, of another length than `embedding_size`, or labels outside
         0..num_classes-1.
         """
-        _checks.matrix("embeddings", embeddings)
-        if embeddings.shape[1] != self.embedding_size:
-            raise ValueError(
-                f"embeddings has {embeddings.shape[1]} columns: must have embedding_size={self.embedding_size}"
-            )
-        labels = torch.as_tensor(labels, device=embeddings.device).long()
-        _checks.labels("labels", labels, length=len(embeddings), num_classes=self.num_classes)
+        labels = torch.as_tensor(labels, device=embeddings.device)
+        _checks.batch(embeddings, labels, self.embedding_size, self.num_classes)
+        labels = labels.long()
         with without_autocast(embeddings):
             # The library casts its proxies to the type of the embeddings, for good: never let it see half precision.
             (embeddings,) = at_least_float32(embeddings)

@@ -191,12 +191,7 @@ class CrossEntropyLoss(nn.Module):
 
     def logits(self, embeddings: Float[Tensor, "n d"], labels: Int[Tensor, "n"]) -> Float[Tensor, "n C"]:
         """The classifier's outputs for embeddings and labels that have been checked."""
-        _checks.matrix("embeddings", embeddings)
-        if embeddings.shape[1] != self.embedding_size:
-            raise ValueError(
-                f"embeddings has {embeddings.shape[1]} columns: must have embedding_size={self.embedding_size}"
-            )
-        _checks.labels("labels", labels, length=len(embeddings), num_classes=self.num_classes)
+        _checks.batch(embeddings, labels, self.embedding_size, self.num_classes)
         return self.classifier(embeddings.to(self.classifier.weight.dtype))
 
     def forward(
@@ -267,8 +262,7 @@ class GroupLoss(CrossEntropyLoss):
         _checks.temperature(temperature)
         similarity_function(similarity)
         _takes_fast_path(path, num_iterations, dynamics, 1, 1)
-        if not 0 <= cross_entropy_weight < float("inf"):
-            raise ValueError(f"cross_entropy_weight={cross_entropy_weight}: must be a finite number, 0 or more")
+        _checks.weight("cross_entropy_weight", cross_entropy_weight)
         self.num_anchors = num_anchors
         self.num_iterations = num_iterations
         self.temperature = temperature

@@ -85,8 +85,7 @@ class ShardedGroupLoss(nn.Module):
         _checks.count("num_anchors", num_anchors, least=0)
         _checks.temperature(temperature)
         similarity_function(similarity)
-        if not 0 <= cross_entropy_weight < float("inf"):
-            raise ValueError(f"cross_entropy_weight={cross_entropy_weight}: must be a finite number, 0 or more")
+        _checks.weight("cross_entropy_weight", cross_entropy_weight)
         self.num_classes = num_classes
         self.embedding_size = embedding_size
         self.num_anchors = num_anchors
@@ -102,13 +101,8 @@ class ShardedGroupLoss(nn.Module):
         Raises ValueError for embeddings that are not finite, of another length than `embedding_size`, or labels outside
         0..num_classes-1.
         """
-        _checks.matrix("embeddings", embeddings)
-        if embeddings.shape[1] != self.embedding_size:
-            raise ValueError(
-                f"embeddings has {embeddings.shape[1]} columns: must have embedding_size={self.embedding_size}"
-            )
         labels = torch.as_tensor(labels, device=embeddings.device)
-        _checks.labels("labels", labels, length=len(embeddings), num_classes=self.num_classes)
+        _checks.batch(embeddings, labels, self.embedding_size, self.num_classes)
         features, labels = distributed.whole_batch(embeddings, labels.long())
         weight, bias = (_OncePerProcess.apply(parameter) for parameter in self.classifier.parameters())
         logits = F.linear(features.to(weight.dtype), weight, bias)

@@ -32,8 +32,9 @@ from gl_core.propagation import at_least_float32
 __all__ = ["ITERATIONS", "fast_losses"]
 
 ITERATIONS = (0, 1, 2)  # that the fast path knows
-# Logits that are worked on at a time: on a CPU few enough for its cache, on a GPU enough to keep it busy.
-CPU_CHUNK, GPU_CHUNK = 2**19, 2**24
+# What is worked on at a time: on a CPU so many classes that the rows of a usual batch stay in its cache and products are not
+# yet slowed down, on a GPU so many logits that it is kept busy.
+CPU_CLASSES, GPU_LOGITS = 2**12, 2**24
 # Rows of a block of the Gram matrix, of which blocks above the diagonal are mirrored.
 GRAM_BLOCK = 128
 
@@ -193,7 +194,7 @@ def refuse_second_derivative() -> None:
 
 def chunks(logits: Float[Tensor, "n C"]) -> Iterator[slice]:
     """The classes, some at a time."""
-    width = max(1, (CPU_CHUNK if logits.device.type == "cpu" else GPU_CHUNK) // len(logits))
+    width = CPU_CLASSES if logits.device.type == "cpu" else max(1, GPU_LOGITS // len(logits))
     for start in range(0, logits.shape[1], width):
         yield slice(start, start + width)
 

@@ -16,7 +16,7 @@ from gl_core import _checks
 __all__ = ["kmeans", "mutual_information"]
 
 CHUNK_BYTES = 64 * 2**20  # of distances held at once
-SEEDING_ROUNDS = 2048
+SEEDING_ROUNDS = 128
 
 
 def as_rows(name: str, x: Float[Tensor, "n d"] | np.ndarray) -> Float[Tensor, "n d"]:
@@ -57,6 +57,7 @@ def kmeans(
     restarts: int = 1,
     max_iterations: int = 100,
     tolerance: float = 1e-4,
+    chunk_size: int | None = None,
 ) -> tuple[Int[Tensor, "n"], Float[Tensor, "k d"], float]:
     """Assignment a and centres c that make the inertia small.
 
@@ -65,7 +66,8 @@ def kmeans(
     Lloyd's iterations from k-means++ seeds; the best of `restarts` such runs. A run ends when an iteration lowers the
     inertia by no more than the fraction `tolerance`, or after `max_iterations` updates of the centres. A cluster that
     lost all its rows starts again at the row farthest from its own centre. The same `seed` gives the same result on the
-    same machine and number of threads.
+    same machine and number of threads. `chunk_size` is the number of rows compared with the centres at a time, which bounds the
+    memory; if None, as many as fit into 64 MiB.
 
     Returns the cluster of each row, in 0..k-1 and always the one whose centre is nearest; the centres; the inertia.
 
@@ -86,6 +88,10 @@ def kmeans(
         raise ValueError(f"k={k}: must be at most {len(x)}, the number of rows")
     if not 0 <= tolerance < 1:
         raise ValueError(f"tolerance={tolerance}: must be in [0, 1)")
+    if chunk_size is not None:
+        _checks.count("chunk_size", chunk_size, least=1)
+    if chunk_size is None:
+        chunk_size = max(1, CHUNK_BYTES // (k * x.element_size()))
     generator = torch.Generator(device=x.device).manual_seed(seed)
     # The expanded square |x|^2 - 2<x, c> + |c|^2 loses digits where all rows share a large offset.
     offset = x.mean(dim=0)
@@ -93,7 +99,9 @@ def kmeans(
     squared = squared_norms("x", x)
     with torch.autocast(x.device.type, enabled=False):
         runs = (
-            _lloyd(x, squared, _seed_centres(x, squared, k, generator), max_iterations, tolerance)
+            _lloyd(
+                x, squared, _seed_centres(x, squared, k, generator, chunk_size), max_iterations, tolerance, chunk_size
+            )
             for _ in range(restarts)
         )
         assignment, centres, inertia = min(runs, key=lambda run: run[2])
@@ -160,27 +168,28 @@ def _expected_information(u_sizes: Int[Tensor, "c"], v_sizes: Int[Tensor, "k"]) 
 
 
 def _seed_centres(
-    x: Float[Tensor, "n d"], squared: Float[Tensor, "n"], k: int, generator: torch.Generator
+    x: Float[Tensor, "n d"], squared: Float[Tensor, "n"], k: int, generator: torch.Generator, chunk_size: int
 ) -> Float[Tensor, "k d"]:
     """k-means++: rows drawn with a chance proportional to the squared distance from the centres so far.
 
-    Up to some thousand clusters each round adds one centre, the best of several draws. For more, a round adds all
-    the centres that it draws: to read every row once for each centre would take longer than the iterations that follow.
+    Of several draws the one that lowers the inertia most is taken. For many clusters a round adds several centres, each the
+    best of draws of its own: to read every row once for each centre would take longer than the iterations that follow.
     """
-    batch = max(1, k // SEEDING_ROUNDS)
-    draws = 2 + int(math.log(k)) if batch == 1 else 1
+    draws = 2 + int(math.log(k))
+    # No more distances at once than `chunk_size` rows have from all k centres.
+    batch = max(1, min(k // SEEDING_ROUNDS, chunk_size * k // (len(x) * draws)))
     chosen = torch.randint(len(x), (1,), generator=generator, device=x.device)
     gap = _squared_distance(x, squared, x[chosen]).squeeze(1)
     while len(chosen) < k:
         size = min(batch, k - len(chosen))
         # The largest of weight / exponential noise are a weighted sample without replacement.
         keys = gap / torch.empty_like(gap).exponential_(generator=generator)
-        sample = keys.topk(draws * size).indices.view(size, draws)
-        gaps = _squared_distance(x, squared, x[sample.flatten()]).view(len(x), size, draws).amin(dim=1)
-        gaps = torch.minimum(gaps, gap[:, None])
-        best = gaps.sum(dim=0).argmin()
-        gap = gaps[:, best]
-        chosen = torch.cat([chosen, sample[:, best]])
+        sample = keys.topk(min(draws, len(x) // size) * size).indices.view(-1, size)
+        gaps = _squared_distance(x, squared, x[sample.flatten()])
+        gaps = torch.minimum(gaps, gap[:, None], out=gaps)
+        best = gaps.sum(dim=0).view(sample.shape).argmin(dim=0, keepdim=True)
+        gap = gaps.view(len(x), *sample.shape).take_along_dim(best[None], dim=1).flatten(1).amin(dim=1)
+        chosen = torch.cat([chosen, sample.take_along_dim(best, dim=0).flatten()])
     return x[chosen]
 
 
@@ -190,10 +199,11 @@ def _lloyd(
     centres: Float[Tensor, "k d"],
     max_iterations: int,
     tolerance: float,
+    chunk_size: int,
 ) -> tuple[Int[Tensor, "n"], Float[Tensor, "k d"], float]:
     inertia = math.inf
     for iteration in range(max_iterations + 1):
-        assignment, gap = _nearest_centre(x, squared, centres)
+        assignment, gap = _nearest_centre(x, squared, centres, chunk_size)
         before, inertia = inertia, gap.sum(dtype=torch.float64).item()
         if iteration == max_iterations or inertia >= (1 - tolerance) * before:
             break
@@ -202,10 +212,9 @@ def _lloyd(
 
 
 def _nearest_centre(
-    x: Float[Tensor, "n d"], squared: Float[Tensor, "n"], centres: Float[Tensor, "k d"]
+    x: Float[Tensor, "n d"], squared: Float[Tensor, "n"], centres: Float[Tensor, "k d"], chunk_size: int
 ) -> tuple[Int[Tensor, "n"], Float[Tensor, "n"]]:
-    rows = max(1, CHUNK_BYTES // (len(centres) * x.element_size()))
-    parts = zip(x.split(rows), squared.split(rows), strict=True)
+    parts = zip(x.split(chunk_size), squared.split(chunk_size), strict=True)
     nearest = [_squared_distance(part, its_squared, centres).min(dim=1) for part, its_squared in parts]
     return torch.cat([part.indices for part in nearest]), torch.cat([part.values for part in nearest])
 

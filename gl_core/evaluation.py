@@ -165,15 +165,18 @@ def retrieval_metrics(
     }
 
 
-def clustering_metrics(embeddings: Rows, labels: Labels, *, seed: int = 0, metric: str = "cosine") -> dict[str, float]:
+def clustering_metrics(
+    embeddings: Rows, labels: Labels, *, seed: int = 0, metric: str = "cosine", chunk_size: int | None = None
+) -> dict[str, float]:
     """How well k-means clusters of the embeddings agree with the classes, k being the number of classes in `labels`.
 
     Normalised and adjusted mutual information (arithmetic mean of the entropies): "NMI" in [0, 1], "AMI" at most 1 and
     about 0 for random clusters. With `metric` "cosine" rows are normalised first, with "euclidean" taken as given. The
-    clusters are the best of ten runs of `kmeans` where that is quick (n k up to a million), else those of one.
+    clusters are the best of ten runs of `kmeans` where that is quick (n k up to a million), else those of one; `chunk_size` is
+    passed on to it.
 
     Raises ValueError if `embeddings` is not a matrix of finite numbers, if `labels` is not one whole number a row or
-    holds a single class, or `metric` is unknown.
+    holds a single class, or a setting is out of its range.
 
     >>> clustering_metrics(torch.tensor([[1., 0.], [2., 0.], [0., 1.], [0., 3.]]), [0, 0, 1, 1])
     {'NMI': 1.0, 'AMI': 1.0}
@@ -187,5 +190,5 @@ def clustering_metrics(embeddings: Rows, labels: Labels, *, seed: int = 0, metri
     if metric == "cosine":
         embeddings = unit_rows(embeddings)
     restarts = 10 if len(embeddings) * num_classes <= 1_000_000 else 1
-    clusters, _, _ = kmeans(embeddings, num_classes, seed=seed, restarts=restarts)
+    clusters, _, _ = kmeans(embeddings, num_classes, seed=seed, restarts=restarts, chunk_size=chunk_size)
     return mutual_information(labels, clusters)

@@ -11,7 +11,11 @@ Euclidean distances of all images, each row divided by its largest entry, and N(
     result    = (1 - lambda) J_ij + lambda D_ij
 
 V has a few hundred entries a row, whatever the number of images, so nothing here grows with the square of that number but the
-one pass that compares all with all, and the result where it is asked for whole.
+passes that compare all with all, a chunk at a time, and the result where it is asked for whole.
+
+The products and neighbours of those passes are found on the device of the vectors, a GPU where they are on one. Encodings and
+Jaccard distances are made on the CPU in any case, chunks of distances going there and back: they merge and count lists of
+different lengths, which compiled loops (numba) do as they are, while a GPU would need padding or additions in random order.
 
 Source: Zhong et al., "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017.
 """
@@ -42,6 +46,7 @@ def k_reciprocal(
     k2: int = 6,
     lambda_value: float = 0.3,
     top_k: int | None = None,
+    chunk_size: int | None = None,
 ) -> Float[Tensor, "q g"] | tuple[Float[Tensor, "q top_k"], Int[Tensor, "q top_k"]]:
     """Distances between queries and gallery after re-ranking, in [0, 1], smaller for more alike.
 
@@ -52,6 +57,7 @@ def k_reciprocal(
         k2: neighbours whose encodings are averaged, 1 (none but the image's own) to k1. Published: 20 and 2.
         lambda_value: weight of the original distance, in [0, 1]; 1 gives the original ranking. Published: 0.94 and 0.4.
         top_k: if given, only the best `top_k` of each query are returned, and the (q, g) distances are never held at once.
+        chunk_size: queries compared at a time, which bounds the memory; if None, as many as fit into 256 MiB.
 
     Returns the distances (q, g), or with `top_k` the smallest distances of each query and their indices in the gallery, both
     (q, top_k), nearest first; of equal distances the lower index first. Without a gallery an image's distance to itself (0) is
@@ -75,17 +81,19 @@ def k_reciprocal(
             raise ValueError(
                 f"top_k={top_k}: must be at most {pairs.candidates}, the rows that a query is compared with"
             )
+    if chunk_size is not None:
+        _checks.count("chunk_size", chunk_size, least=1)
     if len(everyone) < 2:
         raise ValueError("query holds a single image: there is nothing to compare it with")
 
     first = 0 if gallery is None else num_queries  # of the gallery's rows among everyone's
-    ranks, farthest = _neighbourhoods(everyone, min(k1, len(everyone) - 1))
+    ranks, farthest = _neighbourhoods(everyone, min(k1, len(everyone) - 1), chunk_size)
     V = _encode(everyone.cpu().numpy(), ranks, farthest, min(k2, ranks.shape[1]))
     gallery_columns = V[first:].tocsc()
     shape = (num_queries, len(pairs.gallery) if top_k is None else top_k)
     distance = torch.empty(shape, dtype=pairs.query.dtype, device=device)
     index = torch.empty(shape, dtype=torch.int64, device=device)
-    for rows, similarity in pairs.chunks(kept=shape[1]):
+    for rows, similarity in pairs.chunks(chunk_size, kept=shape[1]):
         itself = similarity.diagonal(offset=rows.start) if pairs.leaves_self_out else similarity.new_empty(0)
         itself.fill_(0)
         mixed = similarity.clamp_(max=0).neg_().cpu()
@@ -103,13 +111,13 @@ def k_reciprocal(
     return distance if top_k is None else (distance, index)
 
 
-def _neighbourhoods(vectors: Float[Tensor, "n d"], k: int) -> tuple[np.ndarray, np.ndarray]:
+def _neighbourhoods(vectors: Float[Tensor, "n d"], k: int, chunk_size: int | None) -> tuple[np.ndarray, np.ndarray]:
     """N(i, k) of every image, (n, k + 1) with itself first, and its largest squared distance (n,), in one pass."""
     pairs = Pairs(vectors, None, "euclidean")
     ranks = torch.empty(len(vectors), k + 1, dtype=torch.int32)
     farthest = torch.empty(len(vectors), dtype=vectors.dtype)
     ranks[:, 0] = torch.arange(len(vectors))
-    for rows, similarity in pairs.chunks(kept=k):
+    for rows, similarity in pairs.chunks(chunk_size, kept=k):
         ranks[rows, 1:] = similarity.topk(k, dim=1).indices.int().cpu()
         similarity.diagonal(offset=rows.start).fill_(0)
         farthest[rows] = -similarity.amin(dim=1).cpu()

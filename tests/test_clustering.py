@@ -51,6 +51,26 @@ def test_assignment_centres_and_inertia_belong_together(dtype, max_iterations, m
     assert torch.equal(assignment, kmeans(x, 12, max_iterations=max_iterations)[0])
 
 
+def test_chunk_size_bounds_the_distances_held_at_once(monkeypatch):
+    monkeypatch.setattr(clustering, "SEEDING_ROUNDS", 10)
+    x, k, held, distance = torch.from_numpy(DATA["blobs"][0]), 60, [], clustering._squared_distance
+
+    def recorded(*given):
+        found = distance(*given)
+        held.append(found.numel())
+        return found
+
+    monkeypatch.setattr(clustering, "_squared_distance", recorded)
+    # Seeds come several a round as long as their distances are no more than those of `chunk_size` rows to all centres.
+    assignment, _, _ = kmeans(x, k, chunk_size=300)
+    assert len(held) < k and max(held) == 300 * k
+    held.clear()
+    assert len(kmeans(x, k, chunk_size=100)[0].unique()) == k
+    assert len(held) > k and max(held) == 100 * k
+    # The same rounds, compared in other chunks, find the same clusters.
+    assert torch.equal(kmeans(x, k, chunk_size=310)[0], assignment)
+
+
 def test_converged_centres_are_means():
     x = DATA["wine"][0]
     assignment, centres, _ = kmeans(x, 4, tolerance=0.0)
@@ -134,6 +154,7 @@ def test_a_shared_offset_costs_no_digits():
         ({"k": 2, "restarts": 0}, "restarts=0: must be a whole number"),
         ({"k": 2, "max_iterations": -1}, "max_iterations=-1: must be a whole number"),
         ({"k": 2, "tolerance": 1.0}, r"tolerance=1.0: must be in \[0, 1\)"),
+        ({"k": 2, "chunk_size": 0}, "chunk_size=0: must be a whole number, 1 or more"),
         ({"k": 2, "x": torch.full((6, 1), torch.nan)}, "x: row 0 holds NaN or infinity"),
         ({"k": 2, "x": torch.tensor([[0.0], [1e20], [0.0]])}, "x: row 0 is too long for torch.float32"),
         ({"k": 2, "x": torch.zeros(6)}, r"x has shape \(6,\): must be a matrix"),

@@ -209,6 +209,7 @@ def test_chunk_size_changes_nothing(metric, monkeypatch):
     for chunk_size in (1, 7, 40, 1000):
         similarity, _ = nearest_neighbours(x, k=39, metric=metric, chunk_size=chunk_size)
         torch.testing.assert_close(similarity, neighbours[0])
+        assert retrieval_metrics(x, labels, metric=metric, chunk_size=chunk_size) == pytest.approx(metrics, abs=1e-12)
     for chunk_bytes in (1, 5_000):  # one row at a time; a few
         monkeypatch.setattr(pairs, "CHUNK_BYTES", chunk_bytes)
         assert retrieval_metrics(x, labels, metric=metric) == pytest.approx(metrics, abs=1e-12)
@@ -351,10 +352,12 @@ def with_entry(value):
         (lambda: retrieval_metrics(X, [0, 0, 1, 1], X), "gallery and gallery_labels: must be given together"),
         (lambda: retrieval_metrics(X, [0, 0, 1, 1], recall_at=(1, 0)), "recall_at=0: must be a whole number"),
         (lambda: retrieval_metrics(X, [0, 0, 1, 1], recall_at=(1.5,)), "recall_at=1.5: must be a whole number"),
+        (lambda: retrieval_metrics(X, [0, 0, 1, 1], chunk_size=0), "chunk_size=0: must be a whole number"),
         (lambda: clustering_metrics(X, [3, 3, 3, 3]), "labels holds a single class, 3"),
         (lambda: clustering_metrics(X, [0, 1]), "labels has 2 entries: must have 4"),
         (lambda: clustering_metrics(with_entry(np.nan), [0, 0, 1, 1]), "embeddings: row 2 holds NaN"),
         (lambda: clustering_metrics(X, [0, 0, 1, 1], metric="dot"), "metric='dot': must be one of"),
+        (lambda: clustering_metrics(X, [0, 0, 1, 1], chunk_size=0), "chunk_size=0: must be a whole number"),
     ],
 )
 def test_errors_name_what_is_wrong(call, message):

@@ -89,6 +89,26 @@ def test_the_best_are_the_best_of_the_dense_result(with_gallery, lambda_value):
     assert all(len(set(row)) == 60 for row in index.tolist())
 
 
+@pytest.mark.parametrize("top_k", [None, 12])
+def test_chunk_size_changes_nothing(top_k):
+    query, gallery = np.random.default_rng(1).normal(size=(2, 40, 8))
+    whole = k_reciprocal(query, gallery, k1=10, k2=4, top_k=top_k)
+    for chunk_size in (1, 7, 1000):
+        parts = k_reciprocal(query, gallery, k1=10, k2=4, top_k=top_k, chunk_size=chunk_size)
+        torch.testing.assert_close(parts, whole, rtol=0, atol=1e-12)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("top_k", [None, 12])
+def test_a_gpu_gives_the_same(top_k):
+    query, gallery = np.random.default_rng(1).normal(size=(2, 40, 8))
+    expected = k_reciprocal(query, gallery, k1=10, k2=4, top_k=top_k)
+    found = k_reciprocal(torch.from_numpy(query).cuda(), gallery, k1=10, k2=4, top_k=top_k)
+    for on_gpu, on_cpu in zip(*((found, expected) if top_k else ([found], [expected])), strict=True):
+        assert on_gpu.is_cuda
+        torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=0, atol=1e-9)
+
+
 def test_lambda_of_one_is_the_original_ranking():
     query, gallery = torch.randn(10, 6, dtype=torch.float64), torch.randn(40, 6, dtype=torch.float64)
     result = k_reciprocal(query, gallery, lambda_value=1.0)
@@ -114,6 +134,7 @@ def test_identical_images(images):
         ({"lambda_value": float("nan")}, "lambda_value=nan"),
         ({"top_k": 5}, "top_k=5: must be at most 4"),
         ({"top_k": 0}, "top_k=0"),
+        ({"chunk_size": 0}, "chunk_size=0"),
         ({"gallery": np.ones((3, 9))}, "gallery has 9 columns: must have 2"),
         ({"query": np.full((3, 2), np.nan)}, "query: row 0 holds NaN"),
         ({"query": np.ones((1, 2))}, "query holds a single image"),

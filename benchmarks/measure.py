@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 __all__ = ["Case", "extra_memory", "measure"]
 
 OURS = "gl_core"
@@ -40,7 +42,7 @@ class Case:
     megabytes: float | None = None
     memory_share: dict[str, float] = field(default_factory=dict)
     growth: dict[str, int] = field(default_factory=dict)  # what the case grows with, for the figures of the page
-    memory: bool = True
+    memory: str | None = "host"  # or "gpu": whose memory is measured; None: no one's
 
 
 def measure(part: str, case: Case, quick: bool) -> dict[str, Any]:
@@ -62,7 +64,7 @@ def measure(part: str, case: Case, quick: bool) -> dict[str, Any]:
         "case": case.name,
         "seconds": medians,
         "spread": {name: [min(values), max(values)] for name, values in seconds.items()},
-        "megabytes": memory if case.memory else dict.fromkeys(memory),
+        "megabytes": memory,
         "speedup": speedups,
         "target": case.target,
         "met": all(met) if met else None,
@@ -70,16 +72,15 @@ def measure(part: str, case: Case, quick: bool) -> dict[str, Any]:
     }
 
 
-def _once(case: Case) -> tuple[dict[str, list[float]], dict[str, float]]:
+def _once(case: Case) -> tuple[dict[str, list[float]], dict[str, float | None]]:
     results, seconds, memory = {}, {}, {}
     for name, side in case.prepare().items():
         gc.collect()
-        forget_peak()
-        before, _ = resident()
+        peak = peak_above_now(case.memory)
         started = time.perf_counter()
         results[name] = side()
         seconds[name] = [time.perf_counter() - started]
-        memory[name] = max(0, resident()[1] - before) / 1e6
+        memory[name] = peak()
     case.agree(results)
     return seconds, memory
 
@@ -94,9 +95,16 @@ def _repeated(part: str, case: Case, quick: bool) -> tuple[dict[str, list[float]
             started = time.perf_counter()
             side()
             seconds[name].append(time.perf_counter() - started)
-    names = list(sides)
-    del sides
-    return seconds, {name: extra_memory(part, case.name, name, quick) if case.memory else None for name in names}
+    if case.memory == "host":
+        names = list(sides)
+        del sides
+        return seconds, {name: extra_memory(part, case.name, name, quick) for name in names}
+    memory = {}
+    for name, side in sides.items():
+        peak = peak_above_now(case.memory)
+        side()
+        memory[name] = peak()
+    return seconds, memory
 
 
 def extra_memory(part: str, case: str, side: str, quick: bool) -> float:
@@ -107,6 +115,20 @@ def extra_memory(part: str, case: str, side: str, quick: bool) -> float:
     if done.returncode:
         raise RuntimeError(f"{part}, {case}, {side}: the memory could not be measured\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def peak_above_now(memory: str | None) -> Callable[[], float | None]:
+    """A function that gives the most memory, in 10^6 bytes, that was taken on top of what is taken now."""
+    if memory is None:
+        return lambda: None
+    if memory == "gpu":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        return lambda: (torch.cuda.max_memory_allocated() - before) / 1e6
+    forget_peak()
+    before, _ = resident()
+    return lambda: max(0, resident()[1] - before) / 1e6
 
 
 def resident() -> tuple[int, int]:

@@ -21,11 +21,9 @@ def main() -> None:
     side = case.prepare()[given.side]
     side()
     gc.collect()
-    measure.forget_peak()
-    before, _ = measure.resident()
+    peak = measure.peak_above_now("host")
     side()
-    _, peak = measure.resident()
-    print(json.dumps(max(0, peak - before) / 1e6))
+    print(json.dumps(peak()))
 
 
 if __name__ == "__main__":

@@ -8,14 +8,15 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import measure, parts, reranking
+from benchmarks import gpu, measure, parts, reranking
 from gl_core import runs
+from gl_core.config import Config
 from gl_core.rerank import k_reciprocal
 
 
 def case(**given):
     sides = {measure.OURS: lambda: time.sleep(0.01), "slow": lambda: time.sleep(0.03)}
-    return measure.Case("a case", lambda: sides, **{"repeats": 3, "memory": False} | given)
+    return measure.Case("a case", lambda: sides, **{"repeats": 3, "memory": None} | given)
 
 
 def test_the_speed_is_a_ratio_of_medians():
@@ -77,6 +78,21 @@ def test_a_wrong_peer_is_noticed():
     results[reranking.DENSE] = results[reranking.DENSE] + 0.01
     with pytest.raises(AssertionError, match="differ"):
         found.agree(results)
+
+
+def test_a_whole_step_and_a_bare_one_both_train():
+    # What is measured on a GPU, small enough for any machine.
+    config = Config(classes_per_batch=2, samples_per_class=3, image_size=32, device="cpu", learning_rate=0.01)
+    for name, step in gpu.whole_step(config, num_classes=5).items():
+        losses = [step() for _ in range(12)]
+        assert np.isfinite(losses).all() and min(losses[-3:]) < losses[0], name
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_memory_of_a_gpu_is_that_of_a_call():
+    peak = measure.peak_above_now("gpu")
+    torch.empty(50_000_000, dtype=torch.uint8, device="cuda")
+    assert 50 <= peak() < 60
 
 
 def test_full_cases_have_names_of_their_own_and_targets():

@@ -7,7 +7,11 @@ __all__ = ["CATALOGUE", "Archive", "Entry"]
 
 @dataclass(frozen=True)
 class Archive:
-    """A file to download. `md5` is as published; where none is, a file is only known to be as long as its server said."""
+    """A file to download.
+
+    `md5` is that which public loaders of the set verify; where none is known, a file is only known to be as long as its server
+    said.
+    """
 
     url: str
     file: str

@@ -106,15 +106,20 @@ def _session(chapter: str) -> str:
 
 
 def _report(notebook: Path, session: str) -> None:
-    """The metrics of the records that a run left, and where to find them."""
+    """The metrics of the records that a run left, and where to find them and the networks."""
+    from gl_core.runs import models_folder
+
     table = _runs(None)
     if len(table):
         table = table[table["session"] == session]
     if len(table):
         print(_as_text(table))
     print(f"\nnotebook: {_short(notebook)}")
-    for path in table.get("path", []):
+    for path, run_id in zip(table.get("path", []), table.get("run_id", []), strict=True):
         print(f"record:   {_short(path)}")
+        network = models_folder() / f"{run_id}.safetensors"
+        if network.is_file():
+            print(f"network:  {_short(network)}")
 
 
 def _results(options: argparse.Namespace) -> int:

@@ -4,6 +4,9 @@ The index lies in the gallery itself, in `.glbook/<fingerprint of the network>`,
 cache. It is made of parts, each a table of files (JSON) and their embeddings (raw float32, rows in the order of the table). A part
 appears whole, its table last, and the newest part that names a file is right. So whatever was finished when a process dies is
 kept, and nothing half done is seen. Once all files are known the parts are merged into one.
+
+A file is known again by its size and its times. Where these have changed, or may not tell, its content decides, by a hash: what was
+only touched, moved or copied is not embedded again, and what was replaced by a file of the same size and time is.
 """
 
 import contextlib
@@ -11,10 +14,12 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,6 +41,8 @@ FOLDER = ".glbook"
 EXACT_UP_TO = 200_000
 # Rows of the gallery that are compared at a time.
 BLOCK = 16384
+# Nanoseconds within which a file system may give two writes the same time; FAT counts in twos of seconds.
+TICK = 2_000_000_000
 
 
 @dataclass
@@ -115,8 +122,8 @@ def open_gallery(
 ) -> tuple[Gallery, Update]:
     """The gallery in a folder, its index brought up to date: new and changed files embedded, removed ones forgotten.
 
-    A file has changed if its size or its time of modification has. `model` and `card` are those of a checkpoint. Processes that
-    index the same gallery take turns.
+    `model` and `card` are those of a checkpoint. Of the strategies that its card names those take effect that concern a single
+    image. Processes that index the same gallery take turns.
 
     Raises FileNotFoundError or NotADirectoryError if `root` is no folder, and ValueError if it holds no image that can be read.
     """
@@ -125,67 +132,107 @@ def open_gallery(
         raise FileNotFoundError(f"{root}: there is no such folder")
     if not root.is_dir():
         raise NotADirectoryError(f"{root}: is no folder of images")
-    present = {name: state for name in open_files(root).names if (state := _state(root / name))}
+    present = {name: seen for name in open_files(root).names if (seen := _look(root / name))}
     if not present:
         raise ValueError(f"{root}: holds no images")
     folder, why = index_folder(root, card)
     if why:
         say(f"{root} cannot be written ({why}): its index is kept in {folder}")
-    with locked(folder / ".lock"):
+    with locked(folder / ".lock", waiting=lambda: say(f"{root}: another process is indexing it; waiting for that")):
         parts = _Parts(folder, model.embedding_size)
+        removed = len(parts.known().keys() - present.keys())
+        embedded = _bring_up_to_date(root, present, model, card, parts, progress)
         known = parts.known()
-        wanted = [name for name, state in present.items() if known.get(name, (None,))[0] != state]
-        with _bar(len(wanted), progress) as advance:
-            _embed(root, {name: present[name] for name in wanted}, model, card, parts, advance)
-        known = parts.known()
-        unreadable = {name: known[name][1] for name in present if isinstance(known[name][1], str)}
+        unreadable = {name: known[name].place for name in present if isinstance(known[name].place, str)}
         if len(unreadable) == len(present):
             name, reason = next(iter(unreadable.items()))
             raise ValueError(f"{root}: none of its {len(present)} images can be read; {name}: {reason}")
-        removed = len(set(known) - set(present))
-        parts.merge(present)
         names, embeddings = parts.single()
         metric = checkpoints.strategies(card).metric
         fast = None
         if len(names) > EXACT_UP_TO:
             fast = approximate.open_index(folder, parts.last, embeddings, metric, say=say)
-    return Gallery(root, folder, names, embeddings, metric, fast), Update(len(wanted), removed, unreadable)
+    return Gallery(root, folder, names, embeddings, metric, fast), Update(embedded, removed, unreadable)
 
 
-def _state(path: Path) -> list[int] | None:
-    """Size and time of modification; None for a file that has just gone."""
+class _Look(NamedTuple):
+    """What a look at a file tells without reading it, and whether a later change is sure to show in it."""
+
+    state: list[int]  # size, times of modification and of any change, in nanoseconds
+    settled: bool
+
+
+def _look(path: Path) -> _Look | None:
+    """None for a file that has just gone."""
+    now = time.time_ns()
     with contextlib.suppress(OSError):
         found = path.stat()
-        return [found.st_size, found.st_mtime_ns]
+        return _Look([found.st_size, found.st_mtime_ns, found.st_ctime_ns], now - found.st_ctime_ns > TICK)
     return None
 
 
-@contextlib.contextmanager
-def _bar(total: int, progress: bool) -> Iterator[Callable[[int], object]]:
+def _digest(path: Path) -> str:
+    """A hash of a file's content; empty if it cannot be read."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+    return ""
+
+
+def _bring_up_to_date(
+    root: Path, present: dict[str, _Look], model: EmbeddingNet, card: dict[str, Any], parts: "_Parts", progress: bool
+) -> int:
+    """Learn the files whose states are new, a part at a time, and merge the parts. Returns how many images were embedded."""
     from tqdm import tqdm
 
-    with tqdm(total=total, desc="indexing", unit=" images", disable=not progress or not total) as bar:
-        yield bar.update
-
-
-def _embed(
-    root: Path,
-    files: dict[str, list[int]],
-    model: EmbeddingNet,
-    card: dict[str, Any],
-    parts: "_Parts",
-    advance: Callable[[int], object],
-) -> None:
-    """Embed files of the states that they were seen in, a part at a time: a file that changes meanwhile is new next time."""
     config, strategies = checkpoints.configuration(card), checkpoints.strategies(card)
-    names = list(files)
-    for start in range(0, len(names), CHUNK):
-        some = names[start : start + CHUNK]
-        found = embed_files(model, config, [root / name for name in some], strategies, progress=advance)
-        vectors = unit_rows(found.embeddings) if strategies.metric == "cosine" else found.embeddings
-        readable = [name for name in some if root / name not in found.unreadable]
-        reasons = {name: found.unreadable[root / name] for name in some if root / name in found.unreadable}
-        parts.add(readable, {name: files[name] for name in some}, reasons, vectors.numpy())
+    known = parts.known()
+    places = {found.digest: found.place for found in known.values() if found.digest}
+    names = [name for name, seen in present.items() if name not in known or known[name].state != seen.state]
+    embedded, confirmed = 0, {}
+    with (
+        tqdm(total=len(names), desc="indexing", unit=" images", disable=not progress or not names) as bar,
+        ThreadPoolExecutor() as threads,
+    ):
+        for start in range(0, len(names), CHUNK):
+            some = names[start : start + CHUNK]
+            digests = dict(zip(some, threads.map(_digest, [root / name for name in some]), strict=True))
+            same = [name for name in some if name in known and known[name].digest == digests[name] != ""]
+            confirmed |= {name: present[name].state for name in same if present[name].settled}
+            old = {name: places[digests[name]] for name in some if digests[name] in places and name not in same}
+            new = [name for name in some if name not in old and name not in same]
+            found = embed_files(model, config, [root / name for name in new], strategies, progress=bar.update)
+            vectors = unit_rows(found.embeddings) if strategies.metric == "cosine" else found.embeddings
+            embedded += len(new)
+            bar.update(len(some) - len(new))
+
+            moved = {name: place for name, place in old.items() if not isinstance(place, str)}
+            reasons = {name: place for name, place in old.items() if isinstance(place, str)}
+            reasons |= {str(path.relative_to(root)): reason for path, reason in found.unreadable.items()}
+            readable = [str(path.relative_to(root)) for path in found.files]
+            added = [*readable, *moved, *reasons]
+            if not added:
+                continue
+            states, hashes = {}, {}
+            for name in added:
+                seen, again = present[name], _look(root / name)
+                unchanged = again is not None and again.state == seen.state
+                # What a later change may not show in, or what has changed while it was read, is looked into next time.
+                states[name] = seen.state if unchanged and seen.settled else None
+                hashes[name] = digests[name] if unchanged else ""
+            both = np.concatenate([parts.rows(list(moved.values())), vectors.numpy()])
+            parts.add([*moved, *readable], both, reasons, states, hashes)
+    parts.merge(present)
+    parts.confirm(confirmed)
+    return embedded
+
+
+class _Known(NamedTuple):
+    """What an index says of a file. Without a `state` its content has to be looked into; `place` is the (part, row) of its
+    embedding, or why there is none."""
+
+    state: list[int] | None
+    digest: str
+    place: tuple[int, int] | str
 
 
 class _Parts:
@@ -209,33 +256,60 @@ class _Parts:
         try:
             table = json.loads(path.read_text(encoding="utf-8"))
             size = path.with_suffix(".f32").stat().st_size
-            rows, width = len(table["names"]), table["width"]
+            rows, width, _ = len(table["names"]), table["width"], table["digests"]
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return table if path.stem.isdigit() and size == rows * width * 4 and width == self.width else None
 
-    def known(self) -> dict[str, tuple[list[int], tuple[int, int] | str]]:
-        """For each file its state, and where its embedding is: (part, row), or why there is none."""
+    def known(self) -> dict[str, _Known]:
         found = {}
         for number in sorted(self.tables):
             table = self.tables[number]
-            for row, name in enumerate(table["names"]):
-                found[name] = (table["states"][name], (number, row))
-            for name, reason in table["unreadable"].items():
-                found[name] = (table["states"][name], reason)
+            places = {name: (number, row) for row, name in enumerate(table["names"])} | table["unreadable"]
+            for name, place in places.items():
+                found[name] = _Known(table["states"][name], table["digests"][name], place)
         return found
 
     def add(
-        self, names: Sequence[str], states: dict[str, list[int]], unreadable: dict[str, str],
+        self,
+        names: Sequence[str],
         vectors: Float[np.ndarray, "n d"],
-    ) -> None:  # fmt: skip
+        unreadable: dict[str, str],
+        states: dict[str, list[int] | None],
+        digests: dict[str, str],
+    ) -> None:
         number = self.last + 1
-        table = {"width": self.width, "names": list(names), "states": states, "unreadable": unreadable}
-        path = self.folder / f"{number:06}.json"
         content = np.ascontiguousarray(vectors, dtype=np.float32)
-        runs.write_atomically(path.with_suffix(".f32"), content.tobytes())
-        runs.write_atomically(path, json.dumps(table).encode())
+        runs.write_atomically(self.folder / f"{number:06}.f32", content.tobytes())
+        self._write(
+            number,
+            {
+                "width": self.width,
+                "names": list(names),
+                "unreadable": unreadable,
+                "states": states,
+                "digests": digests,
+            },
+        )
+
+    def confirm(self, states: dict[str, list[int]]) -> None:
+        """Files whose content has not changed have these states now; for an index of one part."""
+        if states:
+            table = self.tables[self.last]
+            self._write(self.last, table | {"states": table["states"] | states})
+
+    def _write(self, number: int, table: dict[str, Any]) -> None:
+        runs.write_atomically(self.folder / f"{number:06}.json", json.dumps(table).encode())
         self.tables[number] = table
+
+    def rows(self, places: list[tuple[int, int]]) -> Float[np.ndarray, "n d"]:
+        """The embeddings at these places."""
+        found = np.empty((len(places), self.width), np.float32)
+        where = np.array(places, dtype=np.int64).reshape(-1, 2)
+        for number in self.tables:
+            mine = where[:, 0] == number
+            found[mine] = self.vectors(number)[where[mine, 1]]
+        return found
 
     def vectors(self, number: int) -> Float[np.ndarray, "n d"]:
         shape = (len(self.tables[number]["names"]), self.width)
@@ -244,21 +318,18 @@ class _Parts:
         # Copied when written to, which nobody does; read-only memory is what PyTorch warns of.
         return np.memmap(self.folder / f"{number:06}.f32", np.float32, "c", shape=shape)
 
-    def merge(self, present: dict[str, list[int]]) -> None:
+    def merge(self, present: Collection[str]) -> None:
         """Leave one part, of the files that are present; nothing is done if that is so already."""
-        if len(self.tables) == 1 and next(iter(self.tables.values()))["states"].keys() == present.keys():
+        if len(self.tables) == 1 and next(iter(self.tables.values()))["states"].keys() == set(present):
             return
         known = self.known()
-        places = [(name, known[name][1]) for name in sorted(present)]
-        names = [name for name, place in places if not isinstance(place, str)]
-        merged = np.empty((len(names), self.width), np.float32)
-        rows = np.array([place for _, place in places if not isinstance(place, str)]).reshape(-1, 2)
-        for number in self.tables:
-            mine = rows[:, 0] == number
-            merged[mine] = self.vectors(number)[rows[mine, 1]]
-        unreadable = {name: place for name, place in places if isinstance(place, str)}
+        places = {name: known[name].place for name in sorted(present)}
+        where = {name: place for name, place in places.items() if not isinstance(place, str)}
+        unreadable = {name: place for name, place in places.items() if isinstance(place, str)}
+        vectors = self.rows(list(where.values()))
         old = list(self.tables)
-        self.add(names, {name: known[name][0] for name in present}, unreadable, merged)
+        states, digests = ({name: getattr(known[name], part) for name in places} for part in ("state", "digest"))
+        self.add(list(where), vectors, unreadable, states, digests)
         for number in old:
             del self.tables[number]
         self._tidy()

@@ -22,7 +22,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["PURPOSES", "load_runs", "new_record", "project_root", "read_records", "results_folder", "write_record"]
+__all__ = [
+    "PURPOSES",
+    "load_runs",
+    "models_folder",
+    "new_record",
+    "project_root",
+    "read_records",
+    "results_folder",
+    "write_record",
+]
 
 PURPOSES = ("final", "tuning")
 COLUMNS = [
@@ -62,6 +71,11 @@ def results_folder(keep: str | None = None) -> Path:
 
     _checks.choice("keep", keep, PURPOSES)
     return project_root() / "data" / "results"
+
+
+def models_folder() -> Path:
+    """Where trained networks go; git ignores it."""
+    return project_root() / "_build" / "models"
 
 
 def new_record(*, chapter: str, config: dict[str, Any], device: str, keep: str | None = None) -> dict[str, Any]:

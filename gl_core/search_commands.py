@@ -31,7 +31,9 @@ def add_embed(parser: argparse.ArgumentParser) -> None:
 def add_search(parser: argparse.ArgumentParser) -> None:
     """Give the parser of `glbook search` its arguments."""
     _add_checkpoint(parser)
-    parser.add_argument("queries", nargs="+", metavar="QUERY", help="image files; - reads their names from the input")
+    parser.add_argument(
+        "queries", nargs="+", metavar="QUERY", help="image files, folders of them; - reads names from the input"
+    )
     parser.add_argument("--gallery", required=True, type=Path, metavar="DIR", help="the folder to search")
     parser.add_argument("-k", type=int, default=10, metavar="N", help="images to find for each query (%(default)s)")
     parser.add_argument("--figure", type=Path, metavar="FILE.png", help="draw the images that were found")
@@ -100,20 +102,19 @@ def search(options: argparse.Namespace) -> int:
         raise ValueError(f"--figure {options.figure}: must end in .png, .pdf or .svg")
     from gl_core import checkpoints, devices
     from gl_core.gallery import open_gallery
+    from gl_core.photos import embed_files, find_images
 
     device = devices.choose_device(options.device)
     model, card = checkpoints.load(options.checkpoint, device)
 
     def embedded(paths: list[Path]) -> "torch.Tensor":
-        from gl_core.photos import embed_files
-
         config, strategies = checkpoints.configuration(card), checkpoints.strategies(card)
         found = embed_files(model, config, paths, strategies)
         for path, reason in found.unreadable.items():
             raise ValueError(f"{path}: the query cannot be read ({reason})")
         return found.embeddings
 
-    paths = [Path(query).expanduser() for query in options.queries if query != "-"]
+    paths = find_images([query for query in options.queries if query != "-"])
     # A query that cannot be read is better refused before a large gallery is indexed.
     vectors = embedded(paths) if paths else None
     gallery, update = open_gallery(options.gallery, model, card, progress=True)

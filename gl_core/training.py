@@ -136,7 +136,7 @@ def run(config: Config, *, chapter: str = "training", keep: str | None = None, p
     path, model_path = None, None
     if distributed.is_main():
         card = checkpoints.new_card(config, model, record, part, evaluated)
-        model_path = checkpoints.save(runs.project_root() / "_build" / "models" / record["run_id"], model, card)
+        model_path = checkpoints.save(runs.models_folder() / record["run_id"], model, card)
         path = runs.write_record(record)
         for file in ("choose.pt", "final.pt"):
             (checkpoint / file).unlink(missing_ok=True)

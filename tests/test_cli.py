@@ -15,7 +15,7 @@ import urllib.request
 import pytest
 from stub_book import GLBOOK, make_book, make_images
 
-from gl_core import cli
+from gl_core import checkpoints, cli
 
 TRAIN = ["run", "training", "-p", "dataset", "folder", "-p", "device", "cpu", "-p", "data_root"]
 
@@ -72,6 +72,8 @@ def test_a_run_prints_metrics_and_where_notebook_and_record_are(book, images):
         assert record["session"] == (below / notebook).stem
         assert f"{record['metrics']['R@1']:.3f}" in output and f"{record['metrics']['MAP@R']:.3f}" in output
         assert "100%" in errors
+        (network,) = re.findall(r"^network:  (.*)$", output, re.MULTILINE)
+        assert checkpoints.read_card(below / network)["run_id"] == record["run_id"]
     assert not (book / "data").exists()
 
     listed = glbook(book, "results", "--dataset", "folder")

@@ -9,7 +9,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -44,9 +44,9 @@ def written_aside(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """One process at a time, by a file that is there as long as it is held; others wait. It is freed with its process, however
-    that ends; where the system has no such locks (Windows), nothing is held."""
+def locked(path: Path, *, waiting: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """One process at a time, by a file that is there as long as it is held; others call `waiting`, and wait. It is freed with
+    its process, however that ends; where the system has no such locks (Windows), nothing is held."""
     try:
         import fcntl
     except ImportError:
@@ -55,7 +55,11 @@ def locked(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         with open(path, "ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                waiting()
+                fcntl.flock(file, fcntl.LOCK_EX)
             # Who held it before has removed the file: whoever comes now would lock another one.
             if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 continue

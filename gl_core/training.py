@@ -136,8 +136,9 @@ def run(config: Config, *, chapter: str = "training", keep: str | None = None, p
     path, model_path = None, None
     if distributed.is_main():
         card = checkpoints.new_card(config, model, record, part, evaluated)
-        model_path = checkpoints.save(runs.models_folder() / record["run_id"], model, card)
+        # The record first: where it cannot be written, no network without one is left behind.
         path = runs.write_record(record)
+        model_path = checkpoints.save(runs.models_folder() / record["run_id"], model, card)
         for file in ("choose.pt", "final.pt"):
             (checkpoint / file).unlink(missing_ok=True)
             _before(checkpoint / file).unlink(missing_ok=True)

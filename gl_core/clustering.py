@@ -88,10 +88,9 @@ def kmeans(
         raise ValueError(f"k={k}: must be at most {len(x)}, the number of rows")
     if not 0 <= tolerance < 1:
         raise ValueError(f"tolerance={tolerance}: must be in [0, 1)")
-    if chunk_size is not None:
-        _checks.count("chunk_size", chunk_size, least=1)
     if chunk_size is None:
         chunk_size = max(1, CHUNK_BYTES // (k * x.element_size()))
+    _checks.count("chunk_size", chunk_size, least=1)
     generator = torch.Generator(device=x.device).manual_seed(seed)
     # The expanded square |x|^2 - 2<x, c> + |c|^2 loses digits where all rows share a large offset.
     offset = x.mean(dim=0)

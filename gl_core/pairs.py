@@ -66,26 +66,31 @@ class Pairs:
         return spread * (self.query_scale[rows, None] + self.gallery_scale[index])
 
     def chunks(
-        self, chunk_size: int | None = None, *, kept: int, part: slice | None = None
+        self,
+        chunk_size: int | None = None,
+        *,
+        kept: int,
+        part: slice | None = None,
+        whole: Float[Tensor, "q g"] | None = None,
     ) -> Iterator[tuple[slice, Float[Tensor, "q g"]]]:
         """Queries as a slice, and their similarity to the gallery, minus infinity for themselves if they are left out.
 
         All queries, or those of a `part`, in turn.
 
-        The similarities may be overwritten, and are not valid after the next step: all chunks share one buffer. `kept`
-        is the number of neighbours or positives of each query that the caller works on.
+        The similarities may be overwritten, and are not valid after the next step: all chunks share one buffer, unless
+        there is a place for the `whole`. `kept` is the number of neighbours or positives of each query that the caller
+        works on.
         """
         if chunk_size is None:
             chunk_size = rows_of_a_chunk(len(self.gallery), self.query.element_size(), kept)
-        buffer = self.query.new_empty(min(chunk_size, len(self.query)), len(self.gallery))
+        if whole is None:
+            buffer = self.query.new_empty(min(chunk_size, len(self.query)), len(self.gallery))
         for rows in _slices(part, len(self.query), chunk_size):
-            query, similarity = self.query[rows], buffer[: rows.stop - rows.start]
-            if self.metric == "cosine":
-                _product(query, self.gallery, similarity)
-            else:
+            similarity = buffer[: rows.stop - rows.start] if whole is None else whole[rows]
+            _product(self.query[rows], self.gallery, similarity)
+            if self.metric == "euclidean":
                 # -|q - g|^2 = 2 <q, g> - |g|^2 - |q|^2
-                _product(2 * query, self.gallery, similarity)
-                similarity.sub_(self.gallery_scale).sub_(self.query_scale[rows, None])
+                torch.add(-self.gallery_scale, similarity, alpha=2, out=similarity).sub_(self.query_scale[rows, None])
             if self.leaves_self_out:
                 similarity.diagonal(offset=rows.start).fill_(-math.inf)
             yield rows, similarity
@@ -175,7 +180,7 @@ def _product(query: Float[Tensor, "q d"], gallery: Float[Tensor, "g d"], out: Fl
     """The inner products of all queries with the gallery, into `out`, whatever autocast says.
 
     On a CPU by numpy: its BLAS (OpenBLAS) has kernels for every make of processor, where that of torch (MKL) took 1.4 times as
-    long on an AMD EPYC. It uses as many threads as torch.
+    long on an AMD EPYC. It uses as many threads as torch, and numpy computes only half of the products of a set with itself.
     """
     if query.device.type != "cpu":
         torch.mm(query, gallery.T, out=out)

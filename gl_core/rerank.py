@@ -87,40 +87,56 @@ def k_reciprocal(
         raise ValueError("query holds a single image: there is nothing to compare it with")
 
     first = 0 if gallery is None else num_queries  # of the gallery's rows among everyone's
-    ranks, farthest = _neighbourhoods(everyone, min(k1, len(everyone) - 1), chunk_size)
-    V = _encode(everyone.cpu().numpy(), ranks, farthest, min(k2, ranks.shape[1]))
+    # Distances that are wanted whole are kept from the first pass, so that there is no second one.
+    vectors, whole = everyone.cpu().numpy(), None
+    if top_k is None:
+        # By numpy, whose large arrays come in large pages: the system hands those out several times as fast.
+        whole = torch.from_numpy(np.empty((num_queries, len(pairs.gallery)), vectors.dtype))
+    among_all = pairs if gallery is None else Pairs(everyone, None, "euclidean")
+    ranks, farthest = _neighbourhoods(among_all, min(k1, len(everyone) - 1), chunk_size, whole)
+    V = _encode(vectors, ranks, farthest, min(k2, ranks.shape[1]))
     gallery_columns = V[first:].tocsc()
-    shape = (num_queries, len(pairs.gallery) if top_k is None else top_k)
-    distance = torch.empty(shape, dtype=pairs.query.dtype, device=device)
-    index = torch.empty(shape, dtype=torch.int64, device=device)
-    for rows, similarity in pairs.chunks(chunk_size, kept=shape[1]):
+    if top_k is None:
+        _mix(0, V, gallery_columns, farthest, lambda_value, whole.numpy(), symmetric=gallery is None)
+        return whole.to(device)
+    distance = torch.empty(num_queries, top_k, dtype=everyone.dtype, device=device)
+    index = torch.empty(num_queries, top_k, dtype=torch.int64, device=device)
+    for rows, similarity in pairs.chunks(chunk_size, kept=top_k):
         itself = similarity.diagonal(offset=rows.start) if pairs.leaves_self_out else similarity.new_empty(0)
         itself.fill_(0)
         mixed = similarity.clamp_(max=0).neg_().cpu()
         _mix(rows.start, V, gallery_columns, farthest, lambda_value, mixed.numpy())
         mixed = mixed.to(device)
-        if top_k is None:
-            distance[rows] = mixed
-            continue
         if pairs.leaves_self_out:
             mixed.diagonal(offset=rows.start).fill_(math.inf)
         # In the order of the gallery first, so that the stable sort leaves equal distances in that order.
         nearest = mixed.topk(top_k, dim=1, largest=False, sorted=False).indices.sort(dim=1).values
         distance[rows], order = mixed.gather(1, nearest).sort(dim=1, stable=True)
         index[rows] = nearest.gather(1, order)
-    return distance if top_k is None else (distance, index)
+    return distance, index
 
 
-def _neighbourhoods(vectors: Float[Tensor, "n d"], k: int, chunk_size: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """N(i, k) of every image, (n, k + 1) with itself first, and its largest squared distance (n,), in one pass."""
-    pairs = Pairs(vectors, None, "euclidean")
-    ranks = torch.empty(len(vectors), k + 1, dtype=torch.int32)
-    farthest = torch.empty(len(vectors), dtype=vectors.dtype)
-    ranks[:, 0] = torch.arange(len(vectors))
-    for rows, similarity in pairs.chunks(chunk_size, kept=k):
+def _neighbourhoods(
+    pairs: Pairs, k: int, chunk_size: int | None, whole: Float[Tensor, "q g"] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """N(i, k) of every image, (n, k + 1) with itself first, and its largest squared distance (n,), in one pass.
+
+    If `whole` is given, it is filled with the squared distances of the first q images from the last g.
+    """
+    n = len(pairs.query)
+    ranks = torch.empty(n, k + 1, dtype=torch.int32)
+    farthest = torch.empty(n, dtype=pairs.query.dtype)
+    ranks[:, 0] = torch.arange(n)
+    in_place = whole is not None and whole.shape == (n, n) and whole.device == pairs.device
+    for rows, similarity in pairs.chunks(chunk_size, kept=k, whole=whole if in_place else None):
         ranks[rows, 1:] = similarity.topk(k, dim=1).indices.int().cpu()
         similarity.diagonal(offset=rows.start).fill_(0)
         farthest[rows] = -similarity.amin(dim=1).cpu()
+        if whole is not None and rows.start < len(whole):
+            part = whole[rows]
+            distances = similarity[: len(part), -whole.shape[1] :].clamp_(max=0).neg_()
+            if not in_place:
+                part.copy_(distances)
     # All images equal: their distances are 0 whatever they are divided by.
     return ranks.numpy(), torch.where(farthest > 0, farthest, 1).numpy()
 
@@ -221,18 +237,44 @@ def _mix(
     farthest: np.ndarray,
     lambda_value: float,
     D: np.ndarray,
+    *,
+    symmetric: bool = False,
 ) -> None:
-    """Squared distances D from the queries from `start` on to the gallery become re-ranked distances, in place."""
-    # Rows that have most columns in common anyway are worked on together, a vector instruction for many of them.
-    block = BLOCK if V.nnz > DENSE * math.prod(V.shape) else 1
+    """Squared distances D from the queries from `start` on to the gallery become re-ranked distances, in place.
+
+    `symmetric`: D holds all distances of one set from itself.
+    """
     encodings = (V.indptr, V.indices, V.data, columns.indptr, columns.indices, columns.data)
-    _mix_blocks(start, block, *encodings, farthest, D.dtype.type(lambda_value), D)
+    # Numbers in the type of D: with others the whole sum would be computed in float64.
+    numbers = np.array([1 - lambda_value, 1, 2], D.dtype), (lambda_value / farthest).astype(D.dtype)
+    if V.nnz > DENSE * math.prod(V.shape):
+        # Rows that have most columns in common anyway are worked on together, a vector instruction for many of them.
+        _mix_blocks(start, BLOCK, symmetric, *encodings, *numbers, D)
+    else:
+        _mix_rows(start, *encodings, *numbers, D)
+
+
+@numba.njit(parallel=True, cache=True)
+def _mix_rows(start, starts, indices, data, column_starts, column_indices, column_data, constants, scale, D):
+    weight, one, two = constants[0], constants[1], constants[2]
+    for row in numba.prange(len(D)):
+        # shared[j] = sum_c min(V_ic, V_jc)
+        shared = np.zeros(D.shape[1], data.dtype)
+        for position in range(starts[start + row], starts[start + row + 1]):
+            c, own = indices[position], data[position]
+            for entry in range(column_starts[c], column_starts[c + 1]):
+                shared[np.uint32(column_indices[entry])] += min(own, column_data[entry])
+        mixed, own_scale = D[row], scale[start + row]
+        for j in range(len(mixed)):
+            # Rows of V sum to 1, so the sum of the larger ones is 2 less the sum of the smaller ones.
+            mixed[j] = weight * (one - shared[j] / (two - shared[j])) + own_scale * mixed[j]
 
 
 @numba.njit(parallel=True, cache=True)
 def _mix_blocks(
-    start, block, starts, indices, data, column_starts, column_indices, column_data, farthest, lambda_value, D
+    start, block, mirrored, starts, indices, data, column_starts, column_indices, column_data, constants, scale, D
 ):
+    weight, one, two = constants[0], constants[1], constants[2]
     for number in numba.prange((len(D) + block - 1) // block):
         first, end = number * block, min((number + 1) * block, len(D))
         # The columns that occur in these rows, and their values: a row for each column, 0 where it does not occur.
@@ -252,14 +294,18 @@ def _mix_blocks(
         shared = np.zeros((D.shape[1], block), data.dtype)
         for position in range(count):
             c, own = occurring[position], values[position]
-            for entry in range(column_starts[c], column_starts[c + 1]):
+            begin = column_starts[c]
+            if mirrored:
+                begin += np.searchsorted(column_indices[begin : column_starts[c + 1]], first)
+            for entry in range(begin, column_starts[c + 1]):
                 theirs, sums = column_data[entry], shared[np.uint32(column_indices[entry])]
                 # Compiled to vector instructions, as long as the length is not known to the compiler.
                 for i in range(len(own)):
                     value = own[i]
                     sums[i] += value if value < theirs else theirs
         for row in range(first, end):
-            for j in range(D.shape[1]):
-                # Rows of V sum to 1, so the sum of the larger ones is 2 less the sum of the smaller ones.
-                jaccard = 1 - shared[j, row - first] / (2 - shared[j, row - first])
-                D[row, j] = (1 - lambda_value) * jaccard + lambda_value * D[row, j] / farthest[start + row]
+            for j in range(row if mirrored else 0, D.shape[1]):
+                jaccard = weight * (one - shared[j, row - first] / (two - shared[j, row - first]))
+                D[row, j] = jaccard + scale[start + row] * D[row, j]
+                if mirrored and j > row:
+                    D[j, row] = jaccard + scale[j] * D[j, row]

@@ -1,11 +1,14 @@
 """Re-ranking: the authors' results, the definition written out as loops, and the limits of its settings."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gl_core import rerank
 from gl_core.rerank import k_reciprocal
 
 
@@ -62,15 +65,18 @@ def problems(draw):
     return query, gallery, k1, draw(st.integers(1, k1)), draw(st.sampled_from([0.0, 0.3, 1.0]))
 
 
+@pytest.mark.parametrize("dense", [0.0, 1.0])
 @settings(max_examples=60)
-@given(problems())
-def test_equals_the_definition_written_out(problem):
+@given(problem=problems())
+def test_equals_the_definition_written_out(dense, problem):
     query, gallery, k1, k2, lambda_value = problem
     n = len(query) + (0 if gallery is None else len(gallery))
     k1 = min(k1, n - 1)
     k2 = min(k2, k1)
     expected = written_out(query, gallery, k1, k2, lambda_value)
-    result = k_reciprocal(query, gallery, k1=k1, k2=k2, lambda_value=lambda_value)
+    # Rows in blocks, and one by one.
+    with mock.patch.object(rerank, "DENSE", dense):
+        result = k_reciprocal(query, gallery, k1=k1, k2=k2, lambda_value=lambda_value)
     np.testing.assert_allclose(result.numpy(), expected, rtol=0, atol=1e-9)
 
 

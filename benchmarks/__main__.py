@@ -88,6 +88,7 @@ def line(row: dict[str, Any]) -> str:
         else f"{row['part']}: {row['case']}: {ours:.1f} s"
     ]
     words += peers + ([] if memory is None else [f"{memory:.0f} MB"])
+    words += [f"{value:,.0f} {name}" for name, value in row["facts"].items()]
     if row["met"] is not None:
         words.append(f"{'met' if row['met'] else 'NOT MET'}: {row['target']}")
     return "; ".join(words)

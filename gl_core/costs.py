@@ -57,6 +57,7 @@ def table(record: dict[str, Any], part: str) -> "pd.DataFrame":
                     "case": row["case"],
                     "time": _seconds(row["seconds"][OURS]),
                     "extra memory": "" if memory is None else f"{memory:,.0f} MB",
+                    **{name: f"{value:,.0f}" for name, value in row["facts"].items()},
                     **{f"speed / {name}": f"{value:.2f}" for name, value in row["speedup"].items()},
                     "target": row["target"] and f"{row['target']}: {'met' if row['met'] else 'not met'}",
                 }

@@ -65,7 +65,19 @@ def test_the_dense_textbook_is_the_same_re_ranking():
     np.testing.assert_allclose(reranking.dense(vectors.numpy(), 9, 4, 0.3), ours.numpy(), atol=1e-12)
 
 
-@pytest.mark.parametrize("part", ["loss", "neighbours", "clusters", "reranking"])
+def test_a_side_may_measure_itself():
+    sides = {
+        measure.OURS: lambda: measure.Measured("same", 2.0, 30.0, {"kB sent": 36.4}),
+        "slow": lambda: measure.Measured("same", 5.0, 90.0),
+    }
+    seen = []
+    row = measure.measure("part", measure.Case("a case", lambda: sides, agree=seen.append, repeats=1), quick=True)
+    assert row["speedup"] == {"slow": 2.5} and row["megabytes"] == {measure.OURS: 30.0, "slow": 90.0}
+    assert row["facts"] == {"kB sent": 36.4} and seen[0]["slow"].value == "same"
+    assert "36 kB sent" in command.line(row)
+
+
+@pytest.mark.parametrize("part", ["loss", "neighbours", "clusters", "reranking", "sharded"])
 def test_the_sides_of_every_part_agree(part):
     for found in parts.load(part, quick=True):
         found.agree({name: side() for name, side in found.prepare().items()})

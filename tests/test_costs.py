@@ -11,6 +11,7 @@ def row(part="loss", case="a", met=True, speed=2.0, n=10, **given):
     return {
         "part": part, "case": case, "seconds": {"gl_core": 0.0042, "peer": 0.0042 * speed}, "megabytes": {"gl_core": 12.0},
         "speedup": {"peer": speed}, "target": "twice", "met": met, "growth": {"n": n}, "load": 0.5,
+        "facts": {},
     } | given  # fmt: skip
 
 
@@ -36,6 +37,7 @@ def test_the_table_has_ratios_and_targets():
     assert shown.index.tolist() == ["a", "b"]
     assert shown.loc["a"].tolist() == ["4.2 ms", "12 MB", "2.00", "twice: met"] and shown.loc["b", "target"] == ""
     assert costs.table(record(), "loss").empty
+    assert costs.table(record(row(facts={"kB sent": 36.4})), "loss").loc["a", "kB sent"] == "36"
 
 
 def test_the_verdict_names_what_is_missed_with_its_figures():

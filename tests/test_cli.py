@@ -92,7 +92,7 @@ def test_kept_runs_go_to_the_tracked_folder(book, images):
 
 
 BAD = {
-    "an unknown command": (["train"], r"invalid choice: 'train'"),
+    "an unknown command": (["trian"], r"invalid choice: 'trian'"),
     "an unknown chapter": (
         ["run", "trainnig"],
         r"chapter='trainnig': must be one of task, training; did you mean 'training'\?",

@@ -96,7 +96,7 @@
     images.forEach((image, i) => {
       if (image.anchor) return;
       const group = document.createElement("fieldset");
-      group.innerHTML = `<legend style="color: var(--class-${image.label})">${text(image.name)} resembles</legend>`;
+      group.innerHTML = `<legend style="border-color: var(--class-${image.label})">${text(image.name)} resembles</legend>`;
       images.forEach((other, j) => {
         // A pair of images that both move is set once, W being symmetric.
         if (j === i || (!other.anchor && j < i)) return;

@@ -54,10 +54,13 @@ def _compared(n: int, k1: int, k2: int, repeats: int, bound: float | None = None
 
 
 def _agree(results: dict) -> None:
-    # Neighbours that tie within rounding may change places, and then the rows that depend on them.
+    # Neighbours that tie within the rounding of float32 may change places, and then the rows that depend on them. (In float64
+    # the two agree to 1e-12: a test sees to that.)
     apart = np.abs(results[OURS] - results[DENSE])
-    if np.quantile(apart, 0.999) > 1e-4:
-        raise AssertionError(f"distances differ by {apart.max():.2e}")
+    if (apart > 1e-4).mean() > 0.01 or apart.max() > 0.01:
+        raise AssertionError(
+            f"distances differ by up to {apart.max():.2e}, {(apart > 1e-4).mean():.2%} by more than 1e-4"
+        )
 
 
 def _whole(n: int, k1: int, k2: int) -> dict:

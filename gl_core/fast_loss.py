@@ -32,9 +32,9 @@ from gl_core.propagation import at_least_float32
 __all__ = ["ITERATIONS", "fast_losses"]
 
 ITERATIONS = (0, 1, 2)  # that the fast path knows
-# What is worked on at a time: on a CPU so many classes that the rows of a usual batch stay in its cache and products are not
-# yet slowed down, on a GPU so many logits that it is kept busy.
-CPU_CLASSES, GPU_LOGITS = 2**12, 2**24
+# Logits worked on at a time: on a CPU few enough to stay in its cache and many enough that waking its threads for each
+# operation does not count, on a GPU so many that it is kept busy.
+CPU_LOGITS, GPU_LOGITS = 2**21, 2**24
 # Rows of a block of the Gram matrix, of which blocks above the diagonal are mirrored.
 GRAM_BLOCK = 128
 
@@ -82,13 +82,13 @@ class _OneIteration(torch.autograd.Function):
         total, total_at_one, gram = 0, 0, 0
         for columns in chunks(logits):
             z = logits[:, columns]
-            unscaled = exponentials(take(z, rows), shift, temperature)
+            unscaled = exponentials(z, rows, shift, temperature)
             total = total + unscaled.sum(dim=1, keepdim=True)
             gram = gram + gram_matrix(unscaled)
             if cross_entropy_weight:
                 total_at_one = total_at_one + torch.sub(z, largest).exp_().sum(dim=1, keepdim=True)
         shift -= total.log()
-        own_columns = exponentials(take(logits.index_select(1, labels), rows), shift, temperature)
+        own_columns = exponentials(logits.index_select(1, labels), rows, shift, temperature)
         L, G = with_anchors(own_columns, gram / (total * total.T), labels, anchors, rows)
         losses = -own_probability(W, L, G, anchors).log()
         log_total = None
@@ -112,10 +112,10 @@ class _OneIteration(torch.autograd.Function):
         dlogits = torch.empty_like(logits)
         for columns in chunks(logits):
             z = logits[:, columns]
-            S = exponentials(take(z, rows), shift, temperature)
-            free = torch.addmm(offset, A, S).mul_(S)
+            S = exponentials(z, rows, shift, temperature)
+            free = (A @ S).add_(offset).mul_(S)
             if log_total is None:
-                dlogits[:, columns] = spread(free, rows, len(z))
+                put(dlogits[:, columns], free, rows, anchors)
             else:
                 entropy = torch.sub(z, log_total).exp_().mul_(weight)
                 dlogits[:, columns] = entropy.add_(free) if rows is None else entropy.index_add_(0, rows, free)
@@ -138,7 +138,7 @@ class _TwoIterations(torch.autograd.Function):
         rows = free_rows(anchors)
         z = logits.to(W.dtype)
         shift = -torch.logsumexp(take(z, rows) / temperature, dim=1, keepdim=True)
-        S = exponentials(take(z, rows), shift, temperature)
+        S = exponentials(z, rows, shift, temperature)
         U = square(W.masked_fill(anchors, 0), rows) @ S
         # An anchor speaks for its own class alone.
         U.index_add_(1, labels, take(W * anchors, rows))
@@ -164,7 +164,7 @@ class _TwoIterations(torch.autograd.Function):
         rows, temperature = ctx.rows, ctx.temperature
         dW, dL, direct, A = own_gradients(grad, W, L, G, anchors)
         by_log = dL * L - direct.diag()
-        S = exponentials(take(logits, rows), shift, temperature)
+        S = exponentials(logits, rows, shift, temperature)
         # inverse * D is the gradient with respect to U, and R * D that of log(S * U), less what normalising takes away.
         D = torch.addmm(take(-row_sums(by_log, A, G), rows), square(A, rows), S * R).mul_(S)
         own_R = spread(R.index_select(1, labels), rows, len(W)).diagonal()
@@ -194,14 +194,21 @@ def refuse_second_derivative() -> None:
 
 def chunks(logits: Float[Tensor, "n C"]) -> Iterator[slice]:
     """The classes, some at a time."""
-    width = CPU_CLASSES if logits.device.type == "cpu" else max(1, GPU_LOGITS // len(logits))
+    at_once = CPU_LOGITS if logits.device.type == "cpu" else GPU_LOGITS
+    width = max(1, at_once // len(logits))
     for start in range(0, logits.shape[1], width):
         yield slice(start, start + width)
 
 
-def exponentials(z: Float[Tensor, "m c"], shift: Float[Tensor, "m 1"], temperature: float) -> Float[Tensor, "m c"]:
-    """exp(z / temperature + shift), in the dtype of `shift`."""
-    return torch.add(shift, z, alpha=1 / temperature).exp_()
+def exponentials(
+    z: Float[Tensor, "n c"], rows: Int[Tensor, "m"] | None, shift: Float[Tensor, "m 1"], temperature: float
+) -> Float[Tensor, "m c"]:
+    """exp(z / temperature + shift) of the rows, in the dtype of `shift`."""
+    if rows is None:
+        return torch.add(shift, z, alpha=1 / temperature).exp_()
+    # In place where it can be: memory that is newly mapped costs more than the arithmetic.
+    x = z.index_select(0, rows)
+    return torch.add(shift, x, alpha=1 / temperature, out=x if x.dtype == shift.dtype else None).exp_()
 
 
 def gram_matrix(rows: Float[Tensor, "m c"]) -> Float[Tensor, "m m"]:
@@ -282,6 +289,17 @@ def square(x: Float[Tensor, "n n"], rows: Int[Tensor, "m"] | None) -> Float[Tens
 def spread(x: Float[Tensor, "m c"], rows: Int[Tensor, "m"] | None, n: int) -> Float[Tensor, "n c"]:
     """The rows at their places, and zeros between them."""
     return x if rows is None else x.new_zeros(n, x.shape[1]).index_copy_(0, rows, x)
+
+
+def put(
+    x: Float[Tensor, "n c"], free: Float[Tensor, "m c"], rows: Int[Tensor, "m"] | None, anchors: Bool[Tensor, "n"]
+) -> None:
+    """Write the rows at their places in x, and zeros in those of anchors."""
+    if rows is None:
+        x.copy_(free)
+    else:
+        # Only what is not written otherwise: `x` is new, and its pages are mapped as they are touched.
+        x.index_copy_(0, rows, free.to(x.dtype)).index_fill_(0, anchors.nonzero().squeeze(1), 0)
 
 
 def join(

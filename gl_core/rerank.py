@@ -87,7 +87,7 @@ def k_reciprocal(
         raise ValueError("query holds a single image: there is nothing to compare it with")
 
     first = 0 if gallery is None else num_queries  # of the gallery's rows among everyone's
-    # Distances that are wanted whole are kept from the first pass, so that there is no second one.
+    # Where distances are wanted whole, similarities are kept from the first pass, so that there is no second one.
     vectors, whole = everyone.cpu().numpy(), None
     if top_k is None:
         # By numpy, whose large arrays come in large pages: the system hands those out several times as fast.
@@ -104,7 +104,7 @@ def k_reciprocal(
     for rows, similarity in pairs.chunks(chunk_size, kept=top_k):
         itself = similarity.diagonal(offset=rows.start) if pairs.leaves_self_out else similarity.new_empty(0)
         itself.fill_(0)
-        mixed = similarity.clamp_(max=0).neg_().cpu()
+        mixed = similarity.cpu()
         _mix(rows.start, V, gallery_columns, farthest, lambda_value, mixed.numpy())
         mixed = mixed.to(device)
         if pairs.leaves_self_out:
@@ -121,7 +121,7 @@ def _neighbourhoods(
 ) -> tuple[np.ndarray, np.ndarray]:
     """N(i, k) of every image, (n, k + 1) with itself first, and its largest squared distance (n,), in one pass.
 
-    If `whole` is given, it is filled with the squared distances of the first q images from the last g.
+    If `whole` is given, it is filled with the similarities of the first q images to the last g.
     """
     n = len(pairs.query)
     ranks = torch.empty(n, k + 1, dtype=torch.int32)
@@ -132,11 +132,9 @@ def _neighbourhoods(
         ranks[rows, 1:] = similarity.topk(k, dim=1).indices.int().cpu()
         similarity.diagonal(offset=rows.start).fill_(0)
         farthest[rows] = -similarity.amin(dim=1).cpu()
-        if whole is not None and rows.start < len(whole):
+        if whole is not None and not in_place and rows.start < len(whole):
             part = whole[rows]
-            distances = similarity[: len(part), -whole.shape[1] :].clamp_(max=0).neg_()
-            if not in_place:
-                part.copy_(distances)
+            part.copy_(similarity[: len(part), -whole.shape[1] :])
     # All images equal: their distances are 0 whatever they are divided by.
     return ranks.numpy(), torch.where(farthest > 0, farthest, 1).numpy()
 
@@ -240,13 +238,14 @@ def _mix(
     *,
     symmetric: bool = False,
 ) -> None:
-    """Squared distances D from the queries from `start` on to the gallery become re-ranked distances, in place.
+    """Similarities D of the queries from `start` on to the gallery, squared distances with a minus, become re-ranked distances,
+    in place.
 
-    `symmetric`: D holds all distances of one set from itself.
+    `symmetric`: D holds all similarities of one set to itself.
     """
     encodings = (V.indptr, V.indices, V.data, columns.indptr, columns.indices, columns.data)
     # Numbers in the type of D: with others the whole sum would be computed in float64.
-    numbers = np.array([1 - lambda_value, 1, 2], D.dtype), (lambda_value / farthest).astype(D.dtype)
+    numbers = np.array([1 - lambda_value, 1, 2, 0], D.dtype), (-lambda_value / farthest).astype(D.dtype)
     if V.nnz > DENSE * math.prod(V.shape):
         # Rows that have most columns in common anyway are worked on together, a vector instruction for many of them.
         _mix_blocks(start, BLOCK, symmetric, *encodings, *numbers, D)
@@ -256,7 +255,7 @@ def _mix(
 
 @numba.njit(parallel=True, cache=True)
 def _mix_rows(start, starts, indices, data, column_starts, column_indices, column_data, constants, scale, D):
-    weight, one, two = constants[0], constants[1], constants[2]
+    weight, one, two, zero = constants[0], constants[1], constants[2], constants[3]
     for row in numba.prange(len(D)):
         # shared[j] = sum_c min(V_ic, V_jc)
         shared = np.zeros(D.shape[1], data.dtype)
@@ -267,14 +266,14 @@ def _mix_rows(start, starts, indices, data, column_starts, column_indices, colum
         mixed, own_scale = D[row], scale[start + row]
         for j in range(len(mixed)):
             # Rows of V sum to 1, so the sum of the larger ones is 2 less the sum of the smaller ones.
-            mixed[j] = weight * (one - shared[j] / (two - shared[j])) + own_scale * mixed[j]
+            mixed[j] = weight * (one - shared[j] / (two - shared[j])) + own_scale * min(zero, mixed[j])
 
 
 @numba.njit(parallel=True, cache=True)
 def _mix_blocks(
     start, block, mirrored, starts, indices, data, column_starts, column_indices, column_data, constants, scale, D
 ):
-    weight, one, two = constants[0], constants[1], constants[2]
+    weight, one, two, zero = constants[0], constants[1], constants[2], constants[3]
     for number in numba.prange((len(D) + block - 1) // block):
         first, end = number * block, min((number + 1) * block, len(D))
         # The columns that occur in these rows, and their values: a row for each column, 0 where it does not occur.
@@ -306,6 +305,6 @@ def _mix_blocks(
         for row in range(first, end):
             for j in range(row if mirrored else 0, D.shape[1]):
                 jaccard = weight * (one - shared[j, row - first] / (two - shared[j, row - first]))
-                D[row, j] = jaccard + scale[start + row] * D[row, j]
+                D[row, j] = jaccard + scale[start + row] * min(zero, D[row, j])
                 if mirrored and j > row:
-                    D[j, row] = jaccard + scale[j] * D[j, row]
+                    D[j, row] = jaccard + scale[j] * min(zero, D[j, row])

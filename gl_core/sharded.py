@@ -144,14 +144,14 @@ class _ShardedLosses(torch.autograd.Function):
         total, total_at_one, gram = 0, 0, 0
         for columns in chunks(logits):
             z = logits[:, columns]
-            unscaled = exponentials(take(z, rows), shift, temperature)
+            unscaled = exponentials(z, rows, shift, temperature)
             total = total + unscaled.sum(dim=1, keepdim=True)
             total_at_one = total_at_one + torch.sub(z, largest).exp_().sum(dim=1, keepdim=True)
             gram = gram + gram_matrix(unscaled)
         # Labels of other processes' classes are looked up anywhere, and count as 0.
         here = (labels >= first_class) & (labels < first_class + logits.shape[1])
         local = torch.where(here, labels - first_class, 0)
-        at_labels = exponentials(take(logits.index_select(1, local), rows), shift, temperature) * here
+        at_labels = exponentials(logits.index_select(1, local), rows, shift, temperature) * here
         own_logits = torch.where(here, logits.gather(1, local[:, None]).squeeze(1).to(W.dtype), 0)
         total, total_at_one, gram, at_labels, own_logits = _sum_over_processes(
             total, total_at_one, gram, at_labels, own_logits
@@ -179,7 +179,7 @@ class _ShardedLosses(torch.autograd.Function):
         dlogits = torch.empty_like(logits)
         for columns in chunks(logits):
             z = logits[:, columns]
-            S = exponentials(take(z, rows), shift, temperature)
+            S = exponentials(z, rows, shift, temperature)
             entropy = torch.sub(z, log_total).exp_().mul_(weight)
             dlogits[:, columns] = entropy.add_(spread(torch.addmm(offset, A, S).mul_(S), rows, len(z)))
         at_labels = by_log * count / temperature - weight.squeeze(1).diag()

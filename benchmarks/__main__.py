@@ -1,10 +1,12 @@
 """Measure, print the table, and keep it."""
 
 import argparse
+import ast
 import hashlib
 import json
 import sys
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,9 @@ import torch
 
 from benchmarks import measure, parts
 from gl_core import devices, runs
+from gl_core.sweeps import keys
 
+SHARED = ("measure.py", "memory.py")  # by all parts
 FOLDER = "benchmarks"  # of the records; a table is no run, and `load_runs` passes it over
 
 
@@ -45,10 +49,7 @@ def main() -> None:
 
 def _measured(part: str, case: measure.Case, quick: bool) -> dict[str, Any]:
     """The row of a case, measured now or, with this code, before a run was cut short."""
-    code = hashlib.sha256(runs.code_hash().encode())
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        code.update(path.read_bytes())
-    name = hashlib.sha256(f"{part}\0{case.name}\0{code.hexdigest()}".encode()).hexdigest()[:16]
+    name = hashlib.sha256(f"{part}\0{case.name}\0{code_of(part)}".encode()).hexdigest()[:16]
     kept = runs.project_root() / "_build" / FOLDER / f"{name}.json"
     if not quick and kept.is_file():
         return json.loads(kept.read_text())
@@ -60,6 +61,14 @@ def _measured(part: str, case: measure.Case, quick: bool) -> dict[str, Any]:
     if not quick:
         runs.write_atomically(kept, json.dumps(row).encode())
     return row
+
+
+@cache
+def code_of(part: str) -> str:
+    """A hash of what a part measures and how: other code that changes does not make it be measured again."""
+    sources = [(Path(__file__).parent / name).read_text(encoding="utf-8") for name in (f"{part}.py", *SHARED)]
+    library = keys.modules_behind(name for source in sources for name in keys.imported(ast.parse(source)))
+    return hashlib.sha256("\0".join([*sources, keys.source_version(library)]).encode()).hexdigest()
 
 
 def table(rows: list[dict[str, Any]]) -> dict[str, Any]:

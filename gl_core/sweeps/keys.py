@@ -7,14 +7,23 @@ The commit is no part of it, or every commit would run everything again; nor are
 import ast
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from gl_core import chapters
 
-__all__ = ["chapter_version", "code_version", "data_version", "run_key", "training_modules"]
+__all__ = [
+    "chapter_version",
+    "code_version",
+    "data_version",
+    "imported",
+    "modules_behind",
+    "run_key",
+    "source_version",
+    "training_modules",
+]
 
 PACKAGE = Path(__file__).resolve().parents[1]
 # Modules that a training uses and that cannot change what comes out of it.
@@ -42,7 +51,12 @@ def run_key(chapter: str, parameters: Mapping[str, Any], versions: Mapping[str, 
 @cache
 def code_version() -> str:
     """A hash of the modules that a training runs."""
-    return _hash(*(f"{name}\n{_meaning(_path(name).read_text(encoding='utf-8'))}" for name in training_modules()))
+    return source_version(training_modules())
+
+
+def source_version(modules: Iterable[str]) -> str:
+    """A hash of modules of the library, named as in `modules_behind`."""
+    return _hash(*(f"{name}\n{_meaning(_path(name).read_text(encoding='utf-8'))}" for name in modules))
 
 
 def chapter_version(chapter: str) -> str:
@@ -71,18 +85,23 @@ def data_version(dataset: str, root: str | None) -> str:
 @cache
 def training_modules() -> tuple[str, ...]:
     """The modules of the library that `gl_core.training` imports, directly or not, but for those that change no result."""
-    found, waiting = set(), ["training"]
+    return modules_behind(["training"], exempt=EXEMPT)
+
+
+def modules_behind(names: Iterable[str], exempt: Collection[str] = ()) -> tuple[str, ...]:
+    """These modules of the library and those that they import, directly or not; names without the package, "sweeps.keys"."""
+    found, waiting = set(), list(names)
     while waiting:
         name = waiting.pop()
-        if name in found or name.split(".")[0] in EXEMPT or not _path(name).is_file():
+        if name in found or name.split(".")[0] in exempt or not _path(name).is_file():
             continue
         found.add(name)
-        waiting += _imports(ast.parse(_path(name).read_text(encoding="utf-8")))
+        waiting += imported(ast.parse(_path(name).read_text(encoding="utf-8")))
     return tuple(sorted(found))
 
 
-def _imports(tree: ast.AST) -> Iterator[str]:
-    """The modules of the library that a module imports; among them names that are no modules."""
+def imported(tree: ast.AST) -> Iterator[str]:
+    """The modules of the library that some code imports; among them names that are no modules."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == PACKAGE.name:
             inside = node.module.split(".")[1:]

@@ -5,8 +5,11 @@ import torch.nn.functional as F
 
 from benchmarks.measure import OURS, Case
 from gl_core.loss import group_loss
+from gl_core.propagation import pearson_similarity
 
 PLAIN, ALONE = "plain path", "cross-entropy alone"
+# The floor of both paths: what is left when the assignments cost nothing.
+SHARED = "similarity and cross-entropy alone"
 
 
 def cases(quick: bool) -> list[Case]:
@@ -56,6 +59,7 @@ def _sides(n: int, C: int, T: int) -> dict:
     return {
         OURS: lambda: step(lambda: ours("auto")),
         PLAIN: lambda: step(lambda: ours("plain")),
+        SHARED: lambda: step(lambda: pearson_similarity(features).mean() + F.cross_entropy(logits, labels)),
         ALONE: lambda: step(lambda: F.cross_entropy(logits, labels)),
     }
 

@@ -4,9 +4,12 @@ import numpy as np
 
 from benchmarks.measure import OURS, Case
 from benchmarks.neighbours import embeddings
+from gl_core.evaluation import nearest_neighbours
 from gl_core.rerank import k_reciprocal
 
 DENSE = "dense, vectorised"
+# The floor of both sides: all distances, and the nearest of each row.
+FLOOR = "distances and nearest alone"
 
 
 def cases(quick: bool) -> list[Case]:
@@ -39,6 +42,7 @@ def _compared(n: int, k1: int, k2: int, repeats: int, bound: float | None = None
         return {
             OURS: lambda: k_reciprocal(vectors, k1=k1, k2=k2, lambda_value=0.3).numpy(),
             DENSE: lambda: dense(vectors.numpy(), k1, k2, 0.3),
+            FLOOR: lambda: nearest_neighbours(vectors, k=min(k1, n - 1), metric="euclidean"),
         }
 
     return Case(

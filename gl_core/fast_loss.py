@@ -15,8 +15,8 @@ entries of G are entries of L, and they take no part in the product. T = 2 is th
 one iteration.
 
 Gradients are written out by hand. With respect to W, G and the logarithms of L they are (n, n); the softmax below them needs
-one more product, (n, n) by (n, C). Softmax values are computed again in the backward pass rather than kept, for T = 1 some
-classes at a time. Cross-entropy of the same logits is taken along in the same passes.
+one more product, (n, n) by (n, C). For T = 1 the work is done some classes at a time, and softmax values are computed again in
+the backward pass rather than kept, unless one go is enough. Cross-entropy of the same logits is taken along in the same passes.
 """
 
 import math
@@ -79,7 +79,7 @@ class _OneIteration(torch.autograd.Function):
         rows = free_rows(anchors)
         largest = logits.amax(dim=1, keepdim=True).to(W.dtype)
         shift = take(largest, rows) / -temperature
-        total, total_at_one, gram = 0, 0, 0
+        total, total_at_one, gram, unscaled = 0, 0, 0, None
         for columns in chunks(logits):
             z = logits[:, columns]
             unscaled = exponentials(z, rows, shift, temperature)
@@ -87,8 +87,7 @@ class _OneIteration(torch.autograd.Function):
             gram = gram + gram_matrix(unscaled)
             if cross_entropy_weight:
                 total_at_one = total_at_one + torch.sub(z, largest).exp_().sum(dim=1, keepdim=True)
-        shift -= total.log()
-        own_columns = exponentials(logits.index_select(1, labels), rows, shift, temperature)
+        own_columns = exponentials(logits.index_select(1, labels), rows, shift, temperature) / total
         L, G = with_anchors(own_columns, gram / (total * total.T), labels, anchors, rows)
         losses = -own_probability(W, L, G, anchors).log()
         log_total = None
@@ -96,24 +95,27 @@ class _OneIteration(torch.autograd.Function):
             log_total = largest + total_at_one.log()
             losses += cross_entropy_weight * (log_total - logits.gather(1, labels[:, None])).squeeze(1)
         ctx.temperature, ctx.cross_entropy_weight, ctx.rows = temperature, cross_entropy_weight, rows
-        ctx.save_for_backward(W, logits, labels, anchors, L, G, shift, log_total)
+        # What is needed again is kept where it was made in one go: the backward pass would hold it anyway.
+        kept = unscaled if unscaled.shape[1] == logits.shape[1] else None
+        ctx.save_for_backward(W, logits, labels, anchors, L, G, shift, total, log_total, kept)
         return losses
 
     @staticmethod
     def backward(ctx, grad):
         refuse_second_derivative()
-        W, logits, labels, anchors, L, G, shift, log_total = ctx.saved_tensors
+        W, logits, labels, anchors, L, G, shift, total, log_total, kept = ctx.saved_tensors
         rows, temperature = ctx.rows, ctx.temperature
         dW, dL, direct, A = own_gradients(grad, W, L, G, anchors)
         by_log = dL * L - direct.diag()
-        offset = take(-row_sums(by_log, A, G) / temperature, rows)
-        A = square(A / temperature, rows)
+        # The softmax is the exponentials over their total: (n, n) is divided instead of (n, C).
+        offset = take(-row_sums(by_log, A, G) / temperature, rows) / total
+        A = square(A / temperature, rows) / (total * total.T)
         weight = ctx.cross_entropy_weight * grad[:, None]
         dlogits = torch.empty_like(logits)
         for columns in chunks(logits):
             z = logits[:, columns]
-            S = exponentials(z, rows, shift, temperature)
-            free = (A @ S).add_(offset).mul_(S)
+            unscaled = exponentials(z, rows, shift, temperature) if kept is None else kept
+            free = torch.addmm(offset, A, unscaled).mul_(unscaled)
             if log_total is None:
                 put(dlogits[:, columns], free, rows, anchors)
             else:

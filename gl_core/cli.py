@@ -26,6 +26,7 @@ BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Carry out a command line. Returns the exit status: 0, 1 for a failure, 2 for bad input, 130 for Ctrl-C."""
     options = _parser().parse_args(arguments)
+    options.line = sys.argv[1:] if arguments is None else list(arguments)
     # Threads that wait without spinning, here and in the kernels: on a machine that others use too, training is several times
     # faster for it. Read once, when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")

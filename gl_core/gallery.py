@@ -132,7 +132,7 @@ def open_gallery(
         raise FileNotFoundError(f"{root}: there is no such folder")
     if not root.is_dir():
         raise NotADirectoryError(f"{root}: is no folder of images")
-    present = {name: seen for name in open_files(root).names if (seen := _look(root / name))}
+    present = {name: seen for name in open_files(root).names if (seen := _look(os.path.join(root, name)))}
     if not present:
         raise ValueError(f"{root}: holds no images")
     folder, why = index_folder(root, card)
@@ -162,11 +162,11 @@ class _Look(NamedTuple):
     settled: bool
 
 
-def _look(path: Path) -> _Look | None:
+def _look(path: str | os.PathLike) -> _Look | None:
     """None for a file that has just gone."""
     now = time.time_ns()
     with contextlib.suppress(OSError):
-        found = path.stat()
+        found = os.stat(path)
         return _Look([found.st_size, found.st_mtime_ns, found.st_ctime_ns], now - found.st_ctime_ns > TICK)
     return None
 

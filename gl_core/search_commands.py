@@ -37,6 +37,10 @@ def add_search(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gallery", required=True, type=Path, metavar="DIR", help="the folder to search")
     parser.add_argument("-k", type=int, default=10, metavar="N", help="images to find for each query (%(default)s)")
     parser.add_argument("--figure", type=Path, metavar="FILE.png", help="draw the images that were found")
+    parser.epilog = (
+        "The first search leaves a process behind that has PyTorch loaded, so that the next one takes a fraction of a second; "
+        "it ends after ten minutes. GLBOOK_RESIDENT=0 in the environment: none; =60: an hour."
+    )
 
 
 def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
@@ -100,6 +104,16 @@ def search(options: argparse.Namespace) -> int:
         raise ValueError(f"--figure {options.figure}: takes queries from the command line, not from the input")
     if options.figure is not None and options.figure.suffix not in (".png", ".pdf", ".svg"):
         raise ValueError(f"--figure {options.figure}: must end in .png, .pdf or .svg")
+    from gl_core import resident
+
+    status = resident.ask(options.line)
+    if status is None:
+        status = _search(options)
+        resident.start()
+    return status
+
+
+def _search(options: argparse.Namespace) -> int:
     from gl_core import checkpoints, devices
     from gl_core.gallery import open_gallery
     from gl_core.photos import embed_files, find_images

@@ -57,7 +57,8 @@ class _Folder(ImageFiles):
         for folder, subfolders, files in os.walk(root, followlinks=True):
             inside = PurePosixPath(Path(folder).relative_to(root).as_posix())
             subfolders[:] = [name for name in subfolders if len(inside.parts) < DEEPEST and _wanted(name)]
-            self.names += [str(inside / name) for name in files if _wanted(name) and _is_image(name)]
+            above = f"{inside}/" if inside.parts else ""
+            self.names += [above + name for name in files if _wanted(name) and _is_image(name)]
         self.names.sort()
 
     def read(self, name: str) -> bytes:
@@ -140,7 +141,7 @@ def _wanted(part: str) -> bool:
 
 
 def _is_image(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in SUFFIXES
+    return os.path.splitext(name)[1].lower() in SUFFIXES
 
 
 def _inside(member: str) -> str | None:

@@ -252,7 +252,13 @@ def _verdicts(others: "pd.DataFrame", reference: str) -> str:
 def _named(setting: str, value: Any) -> str:
     """A setting with its value as one says it."""
     anchors = "{} anchor" if value == 1 else "{} anchors"
-    said = {"num_iterations": "$T$ = {}", "num_anchors": anchors, "temperature": "$\\tau$ = {}", "method": "{}"}
+    said = {
+        "num_iterations": "$T$ = {}",
+        "num_anchors": anchors,
+        "temperature": "$\\tau$ = {}",
+        "method": "{}",
+        "strategy": "{}",
+    }
     return said.get(setting, f"{spoken(setting)} {{}}").format(_level(value))
 
 

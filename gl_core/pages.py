@@ -86,14 +86,18 @@ def recorded(
     return table.reset_index(drop=True)
 
 
-def matching(configs: "Iterable[Config]", *, purpose: str = "final", root: str | None = None) -> "pd.DataFrame":
+def matching(
+    configs: "Iterable[Config]", *, chapter: str = "training", purpose: str = "final", root: str | None = None
+) -> "pd.DataFrame":
     """The recorded run of each configuration, in their order; the newest where there are several, none where there is none.
+
+    Only runs of one `chapter` count: that on test-time strategies records its trainings too, with all it found out besides.
 
     Configurations are the same if all settings are, seed included, but for the path of the data, the device, and preset and
     profile, which only set defaults. A setting that came after a run was recorded has its default there.
     """
     table = runs.load_runs(root)
-    table = table[(table["purpose"] == purpose) & table["config"].map(bool)]
+    table = table[(table["purpose"] == purpose) & (table["chapter"] == chapter) & table["config"].map(bool)]
     # Written oldest first, so that the newest stays.
     found = {_identity(config): row for row, config in enumerate(table["config"])}
     rows = [found[key] for config in configs if (key := _identity(config.as_dict())) in found]

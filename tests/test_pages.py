@@ -308,6 +308,15 @@ def test_matching_finds_the_newest_run_of_each_configuration_in_order(grid):
     assert found["run_id"].tolist() == ["run-3", "run-1", "run-2"]
     assert pages.matching(wanted, root=grid, purpose="tuning")["run_id"].tolist() == ["run-4"]
     assert pages.matching([], root=grid).empty and pages.matching(wanted, root=grid / "absent").empty
+    # The same training, recorded by another chapter for what it did afterwards, is not counted a second time.
+    made = json.loads((grid / "run-3.json").read_text()) | {
+        "run_id": "run-9",
+        "chapter": "inference",
+        "created": "2030",
+    }
+    (grid / "run-9.json").write_text(json.dumps(made))
+    assert pages.matching(wanted, root=grid)["run_id"].tolist() == ["run-3", "run-1", "run-2"]
+    assert pages.matching(wanted, root=grid, chapter="inference")["run_id"].tolist() == ["run-9"]
 
 
 def test_a_setting_newer_than_a_record_had_its_default(grid):

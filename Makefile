@@ -8,7 +8,7 @@ COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --generate-ha
 	--custom-compile-command "make lock"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book serve test bench browser lock clean
+.PHONY: help setup book serve test bench browser lock clean repository
 .DELETE_ON_ERROR:
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo "make test    all tests, the pages in a real browser among them"
 	@echo "make bench   measure what the library costs against its peers (ONLY='loss reranking' for some parts)"
 	@echo "make setup   only set up .venv (PYTHON=python3.12 for another Python than python3)"
+	@echo "make repository URL=https://github.com/OWNER/NAME    the book moves there: badges, links, addresses"
 	@echo "make lock    write the lock files anew, with the newest versions that pyproject.toml admits"
 	@echo "make clean   remove the built pages; runs, records and .venv stay"
 
@@ -60,6 +61,17 @@ browser:
 lock: setup
 	$(COMPILE) pyproject.toml --extra book --extra test --upgrade --quiet -o requirements.lock
 	echo "uv==$(UV_VERSION)" | $(COMPILE) - --no-annotate --quiet -o requirements-bootstrap.txt
+
+# The address stands in _config.yml; badges, links and installs name it too, and the address of the pages follows from it.
+repository:
+	@case "$(URL)" in https://github.com/*/*) ;; *) \
+	    echo "make repository URL=https://github.com/OWNER/NAME: URL is '$(URL)'" >&2; exit 1 ;; esac
+	@old=$$(sed -n 's|^  url: https://github.com/||p' _config.yml); new=$$(echo "$(URL)" | sed 's|^https://github.com/||; s|/*$$||'); \
+	pages() { echo "$${1%%/*}.github.io/$${1##*/}"; }; \
+	for pair in "$$old $$new" "$$(pages $$old) $$(pages $$new)"; do \
+	    from=$${pair%% *} to=$${pair##* }; \
+	    git grep -lzIF "$$from" | FROM="$$from" TO="$$to" xargs -0 perl -pi -e 's/(?<![\w.-])\Q$$ENV{FROM}\E/$$ENV{TO}/g'; \
+	done; git diff --stat
 
 clean:
 	rm -rf _build/book _build/html _build/jupyter-book _build/screenshots

@@ -262,6 +262,24 @@ def test_search_finds_the_replicator(browser, address):
         assert visit.faults == []
 
 
+def test_search_engines_and_previews_find_every_page(built):
+    config = yaml.safe_load((ROOT / "_config.yml").read_text())["sphinx"]["config"]
+    base, sitemap = config["html_baseurl"], (built / "sitemap.xml").read_text()
+    for name in PAGES:
+        assert f"<loc>{base}{name}.html</loc>" in sitemap
+        page = (built / f"{name}.html").read_text()
+        assert f'<meta property="og:image" content="{base}{config["ogp_image"]}" />' in page
+    assert (built / config["ogp_image"]).is_file()
+
+
+def test_a_page_weighs_little(browser, address):
+    """What a first visit of each page loads; less than 3 MB without the embedding explorer."""
+    for name in PAGES:
+        with Visit(browser, address, f"{name}.html", DESKTOP) as visit:
+            sizes = "performance.getEntries().reduce((sum, entry) => sum + (entry.encodedBodySize || 0), 0)"
+            assert visit.page.evaluate(sizes) < (6e6 if name == "embedding" else 3e6), name
+
+
 def test_links_inside_the_book_lead_somewhere(built):
     anchors = {path.name: set(re.findall(r'\bid="([^"]+)"', path.read_text())) for path in built.glob("*.html")}
     for name in PAGES:

@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import subprocess
+import sys
 import tomllib
 
 import nbformat
@@ -109,6 +110,39 @@ def test_the_address_of_the_repository_is_that_of_the_configuration():
     hosts = r"https://(?:github\.com|colab\.research\.google\.com/github)"
     lines = lines_with(hosts + "/[^/]+/" + ours.split("/")[1])
     assert lines and [line for line in lines if not re.search(f"{hosts}/{ours}\\b", line)] == []
+
+
+def test_the_repository_can_move(tmp_path):
+    """On a copy: every link to the old place is one to the new."""
+    for path in tracked():
+        copy = tmp_path / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    for command in (["git", "init", "--quiet"], ["git", "add", "--all"]):
+        subprocess.run(command, cwd=tmp_path, check=True)
+    old = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["url"].removeprefix("https://github.com/")
+    owner, name = old.split("/")
+    refused = subprocess.run(["make", "repository", "URL=elsewhere"], cwd=tmp_path, capture_output=True, text=True)
+    assert refused.returncode and "make repository URL=https://github.com/OWNER/NAME: URL is 'elsewhere'" in refused.stderr
+    subprocess.run(
+        ["make", "repository", "URL=https://github.com/somebody/else"], cwd=tmp_path, check=True, capture_output=True
+    )
+    config = yaml.safe_load((tmp_path / "_config.yml").read_text())
+    assert config["repository"]["url"] == "https://github.com/somebody/else"
+    assert config["sphinx"]["config"]["html_baseurl"] == "https://somebody.github.io/else/"
+    left = [
+        path
+        for path in tracked()
+        if old in (text := (tmp_path / path.relative_to(ROOT)).read_text(errors="replace")) or f"{owner}.github.io" in text
+    ]
+    assert left == []
+    assert "colab.research.google.com/github/somebody/else/blob/main" in (tmp_path / "book" / "task.ipynb").read_text()
+
+
+def test_the_spelling():
+    files = [str(path) for path in tracked() if "data/results" not in str(path)]
+    done = subprocess.run([sys.executable, "-m", "codespell_lib", *files], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -123,7 +123,9 @@ def test_the_repository_can_move(tmp_path):
     old = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["url"].removeprefix("https://github.com/")
     owner, name = old.split("/")
     refused = subprocess.run(["make", "repository", "URL=elsewhere"], cwd=tmp_path, capture_output=True, text=True)
-    assert refused.returncode and "make repository URL=https://github.com/OWNER/NAME: URL is 'elsewhere'" in refused.stderr
+    assert (
+        refused.returncode and "make repository URL=https://github.com/OWNER/NAME: URL is 'elsewhere'" in refused.stderr
+    )
     subprocess.run(
         ["make", "repository", "URL=https://github.com/somebody/else"], cwd=tmp_path, check=True, capture_output=True
     )
@@ -133,7 +135,8 @@ def test_the_repository_can_move(tmp_path):
     left = [
         path
         for path in tracked()
-        if old in (text := (tmp_path / path.relative_to(ROOT)).read_text(errors="replace")) or f"{owner}.github.io" in text
+        if old in (text := (tmp_path / path.relative_to(ROOT)).read_text(errors="replace"))
+        or f"{owner}.github.io" in text
     ]
     assert left == []
     assert "colab.research.google.com/github/somebody/else/blob/main" in (tmp_path / "book" / "task.ipynb").read_text()

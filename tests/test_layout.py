@@ -223,5 +223,6 @@ def test_a_figure_has_a_name_of_its_own_in_the_whole_book():
 
 def test_there_are_chapters():
     assert {path.stem for path in NOTEBOOKS} >= {
-        "task", "propagation", "group_loss", "training", "embedding", "iterations", "anchors", "batches", "comparison", "reproducing"
+        "task", "propagation", "group_loss", "training", "embedding", "iterations", "anchors", "batches", "comparison",
+        "inference", "reidentification", "photographs", "reproducing",
     }  # fmt: skip

@@ -8,13 +8,14 @@ COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --generate-ha
 	--custom-compile-command "make lock"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book serve test bench browser lock clean repository
+.PHONY: help setup book serve test colab-check bench browser lock clean repository
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make book    set everything up, execute what has changed, build the pages in _build/html"
 	@echo "make serve   show the built book at http://localhost:8000"
 	@echo "make test    all tests, the pages in a real browser among them"
+	@echo "make colab-check    every chapter as Colab meets it, in an environment without the library"
 	@echo "make bench   measure what the library costs against its peers (ONLY='loss reranking' for some parts)"
 	@echo "make setup   only set up .venv (PYTHON=python3.12 for another Python than python3)"
 	@echo "make repository URL=https://github.com/OWNER/NAME    the book moves there: badges, links, addresses"
@@ -41,6 +42,9 @@ serve: setup
 
 test: setup browser
 	$(BIN)/python -m pytest
+
+colab-check: setup
+	COLAB_ALL=1 $(BIN)/python -m pytest tests/test_colab.py
 
 # Threads that wait without spinning, as `glbook` has them.
 bench: setup

@@ -87,7 +87,7 @@ def test_the_first_cell_is_the_same_everywhere_and_pins_this_version(name):
     setup, other = (next(cell for cell in each if cell["cell_type"] == "code") for each in (first, cells))
     source = "".join(other["source"])
     assert source == "".join(setup["source"]) and "setup" in other["metadata"]["tags"]
-    assert f"--branch v{PROJECT['version']} {URL}\n" in source
+    assert f'"v{PROJECT["version"]}"]\n' in source and f'url = "{URL}"\n' in source
     metadata = json.loads((ROOT / "book" / f"{name}.ipynb").read_text())["metadata"]
     assert metadata["accelerator"] == "GPU"
 

@@ -93,6 +93,8 @@ def parameters(chapter: str) -> dict[str, Parameter]:
 def parse_value(text: str, parameter: Parameter) -> Any:
     """A value from the command line. What is declared a string stays one; all else is read as in YAML: 30, 1e-3, [1].
 
+    "none" and "null" give None where that is allowed, but "none" is a word where no setting is None: the augmentation "none".
+
     >>> parse_value("1e-3", Parameter("learning_rate", float, None))
     0.001
     >>> parse_value("2011", Parameter("data_root", str, None))
@@ -100,7 +102,7 @@ def parse_value(text: str, parameter: Parameter) -> Any:
     """
     import yaml
 
-    if parameter.optional and text.lower() in ("none", "null"):
+    if parameter.optional and text.lower() in ("none", "null") and not (text == "none" and _is_word(parameter)):
         return None
     if str in _choices(parameter.type):
         return text
@@ -113,6 +115,13 @@ def parse_value(text: str, parameter: Parameter) -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError:
         return text
+
+
+def _is_word(parameter: Parameter) -> bool:
+    """Whether a parameter sets a string of the configuration that is never None, whatever a chapter's default is."""
+    from gl_core.config import Config
+
+    return isinstance(getattr(Config, parameter.name, None), str)
 
 
 def check_parameters(chapter: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -54,6 +54,7 @@ def test_parameters_are_read_with_type_and_default(book):
         ("2", "learning_rate", 2),
         ("none", "learning_rate", None),
         ("null", "data_root", None),
+        ("none", "data_root", None),
         ("2011", "data_root", "2011"),
         ("1e3", "data_root", "1e3"),
         ("true", "train", True),
@@ -63,6 +64,12 @@ def test_parameters_are_read_with_type_and_default(book):
 def test_values_of_the_command_line(book, text, name, value):
     parsed = chapters.parse_value(text, chapters.parameters("training")[name])
     assert parsed == value and type(parsed) is type(value)
+
+
+def test_no_augmentation_is_a_word_not_what_suits():
+    augmentation = chapters.Parameter("augmentation", str, None)
+    assert chapters.parse_value("none", augmentation) == "none"
+    assert chapters.parse_value("null", augmentation) is None
 
 
 def test_values_without_a_declared_type():

@@ -142,6 +142,14 @@ def test_the_repository_can_move(tmp_path):
     assert "colab.research.google.com/github/somebody/else/blob/main" in (tmp_path / "book" / "task.ipynb").read_text()
 
 
+def test_the_citation_on_the_first_page_is_that_of_the_file():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    page = (ROOT / "book" / "intro.md").read_text()
+    box = dict(re.findall(r"^  (\w+) += \{+(.*?)\}+,$", page, re.MULTILINE))
+    assert (box["title"], box["version"], box["url"]) == (cited["title"], cited["version"], cited["repository-code"])
+    assert box["author"] == cited["authors"][0]["name"] and str(cited["version"]) == PROJECT["version"]
+
+
 def test_the_spelling():
     files = [str(path) for path in tracked() if "data/results" not in str(path)]
     done = subprocess.run([sys.executable, "-m", "codespell_lib", *files], cwd=ROOT, capture_output=True, text=True)

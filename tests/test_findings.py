@@ -235,7 +235,11 @@ def kept(**wanted):
             "evaluate_on": "test",
             "learning_rate": 2e-3,
         }
-        if made["purpose"] == "final" and all(made["config"].get(k) == v for k, v in (usual | wanted).items()):
+        if (
+            made["purpose"] == "final"
+            and made["chapter"] == "training"
+            and all(made["config"].get(k) == v for k, v in (usual | wanted).items())
+        ):
             found[made["config"]["num_iterations"], made["config"]["num_anchors"], made["seed"]] = made
     return found
 

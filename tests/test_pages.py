@@ -382,3 +382,32 @@ def test_the_command_of_a_record_gives_the_same_metrics(tmp_path, monkeypatch):
     assert again["config"] == first["config"] and again["run_id"] != first["run_id"]
     metrics = [json.loads(Path(each["path"]).read_text())["metrics"] for each in (first, again)]
     assert metrics[0] == metrics[1]
+
+
+def test_the_results_of_the_readme_are_those_of_the_records():
+    def shown(table, metric):
+        values = 100 * table[metric]
+        return f"{values.mean():.1f} ± {values.std():.1f}"
+
+    def trained(**settings):
+        return pages.matching(Config.resolve(seed=seed, **settings) for seed in (0, 1, 2))
+
+    ours, theirs = (trained(dataset="omniglot", method=method) for method in ("group_loss", "cross_entropy"))
+    cars = pages.recorded(dataset="cars196_half", chapter="inference", method="group_loss", image_size=64)
+    assert len(ours) == len(theirs) == len(cars) == 3
+    readme = (ROOT / "README.md").read_text()
+    rows = {
+        "Omniglot": [shown(ours, "untrained R@1"), shown(ours, "R@1"), shown(theirs, "R@1")],
+        "Cars196-half": [shown(cars, "untrained R@1"), shown(cars, "R@1"), "not recorded yet"],
+    }
+    for name, cells in rows.items():
+        (row,) = re.findall(rf"^\| {name}.*$", readme, re.MULTILINE)
+        assert [cell.strip() for cell in row.split("|")[3:-1]] == cells
+    assert trained(dataset="cars196_half", method="cross_entropy", image_size=64, choose_epochs=False).empty
+    # "does not beat" is what the seeds say.
+    import pandas as pd
+
+    from gl_core import findings
+
+    both = findings.compare(pd.concat([ours, theirs]), "cross_entropy", by="method")
+    assert both.loc["group_loss", "verdict"] != "ahead" and "does not beat plain cross-entropy" in readme

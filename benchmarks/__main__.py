@@ -16,7 +16,7 @@ from benchmarks import measure, parts
 from gl_core import devices, runs
 from gl_core.sweeps import keys
 
-SHARED = ("measure.py", "memory.py")  # by all parts
+SHARED = ("measure.py", "memory.py", "neighbours.py")  # by other parts
 FOLDER = "benchmarks"  # of the records; a table is no run, and `load_runs` passes it over
 
 
@@ -57,6 +57,7 @@ def _measured(part: str, case: measure.Case, quick: bool) -> dict[str, Any]:
     row = measure.measure(part, case, quick) | {
         "load": load,
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": runs.commit(),
     }
     if not quick:
         runs.write_atomically(kept, json.dumps(row).encode())
@@ -77,7 +78,8 @@ def table(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "kind": "benchmarks",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": runs.commit(),
+        # One, unless a run that was cut short went on after a commit that changed none of what had been measured.
+        "commit": ", ".join(dict.fromkeys(row["commit"] or "unknown" for row in rows)),
         "code": runs.code_hash(),
         "device": devices.device_name(torch.device("cpu")),
         "gpu": devices.device_name(torch.device("cuda")) if gpu else None,

@@ -37,9 +37,10 @@ def banner(record: dict[str, Any] | None) -> "Markdown":
         return Markdown("> **Nothing is recorded yet.** `make bench` measures everything and keeps the table.")
     loads = [row["load"] for row in record["rows"]]
     gpu = record["gpu"] or "no GPU: those rows are missing"
+    commits = ", ".join(f"`{commit[:9]}`" for commit in (record["commit"] or "unknown").split(", "))
     return Markdown(
         f"> **Recorded result** · {record['device']} · {gpu} · torch {record['versions']['torch']} · commit "
-        f"`{(record['commit'] or 'unknown')[:9]}` · {record['created'][:10]} · while it was measured, {min(loads):.1f} to "
+        f"{commits} · {record['created'][:10]} · while it was measured, {min(loads):.1f} to "
         f"{max(loads):.1f} processes wanted a core"
     )
 

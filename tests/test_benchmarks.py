@@ -114,11 +114,42 @@ def test_full_cases_have_names_of_their_own_and_targets():
 
 
 def test_a_table_is_no_run(tmp_path):
-    row = measure.measure("part", case(), quick=True) | {"load": 0.0, "measured": "now"}
+    row = measure.measure("part", case(), quick=True) | {"load": 0.0, "measured": "now", "commit": "0123"}
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks" / "20260101.json").write_text(json.dumps(command.table([row])))
     assert runs.load_runs(tmp_path).empty
     assert "x the speed of slow" in command.line(row)
+
+
+def test_a_table_names_the_commit_of_every_row():
+    row = measure.measure("part", case(), quick=True)
+    rows = [row | {"commit": commit} for commit in ("0123", "4567", "0123", None)]
+    assert command.table(rows)["commit"] == "0123, 4567, unknown"
+
+
+def test_a_part_is_measured_again_when_what_it_measures_has_changed(monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(command.runs, "project_root", lambda: tmp_path)
+    monkeypatch.setattr(command.measure, "measure", lambda part, found, quick: seen.append(part) or {"part": part})
+    for version, times in (("before", 1), ("before", 1), ("after", 2)):
+        monkeypatch.setattr(command.keys, "source_version", lambda names, version=version: version)
+        command.code_of.cache_clear()
+        row = command._measured("reranking", case(), quick=False)
+        assert len(seen) == times and row["part"] == "reranking" and "commit" in row
+    command.code_of.cache_clear()
+
+
+def test_what_a_part_measures_is_known_through_its_imports(monkeypatch):
+    behind = {}
+    monkeypatch.setattr(command.keys, "source_version", lambda names: ",".join(sorted(names)))
+    modules_behind = command.keys.modules_behind
+    monkeypatch.setattr(command.keys, "modules_behind", lambda names: behind.setdefault("now", modules_behind(names)))
+    for part, needed in (("reranking", "rerank"), ("loss", "fast_loss"), ("clusters", "clustering")):
+        behind.clear()
+        command.code_of.cache_clear()
+        command.code_of(part)
+        assert needed in behind["now"] and "training" not in behind["now"], part
+    command.code_of.cache_clear()
 
 
 def test_unknown_parts_are_refused(capsys, monkeypatch):

@@ -51,6 +51,10 @@ def test_the_banner_says_where_and_when():
     for fact in ("a CPU", "no GPU", "torch 9.9", "`012345678`", "2026-01-02"):
         assert fact in text
     assert "make bench" in costs.banner(None).data
+    assert (
+        "`012345678`, `9876543210"[:-1]
+        in costs.banner(record(row()) | {"commit": "0123456789abcdef, 9876543210fedcba"}).data
+    )
 
 
 def test_growth_is_drawn_from_the_sizes():

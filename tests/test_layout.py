@@ -182,6 +182,13 @@ class TestNotebook:
                 assert described["image"]["alt"].strip()
 
 
+def test_fifteen_lines_are_fifteen():
+    cells = nbformat.read(ROOT / "book" / "photographs.ipynb", 4).cells
+    (position,) = (i for i, cell in enumerate(cells) if cell.source.startswith("## Fifteen lines of PyTorch"))
+    (cell,) = (cell for cell in cells[position:] if "GroupSampler(" in cell.source and "optimizer.step" in cell.source)
+    assert len([line for line in cell.source.splitlines() if line.strip()]) == 15
+
+
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
 class TestChapter:
     def test_follows_the_skeleton(self, path):
@@ -217,6 +224,43 @@ class TestChapter:
         assert len(solutions) >= 3
         for cell in solutions:
             assert "hide-cell" in cell.metadata.tags and cell.source.startswith("# Solution to exercise ")
+
+
+GREEK = (
+    r"\\(?:alpha|beta|gamma|delta|epsilon|varepsilon|zeta|eta|theta|iota|kappa|lambda|mu|nu|xi|pi|rho|sigma|tau|upsilon|phi"
+    r"|varphi|chi|psi|omega|ell|Gamma|Delta|Theta|Lambda|Xi|Pi|Sigma|Phi|Psi|Omega)(?![a-zA-Z])"
+)
+
+
+def symbols(text: str) -> set[str]:
+    """The letters that stand for something in the formulas of a page, without indices of their own, words and operators."""
+    text = re.sub(r"^```.*?^```|`[^`\n]*`", "", text, flags=re.MULTILINE | re.DOTALL)
+    found = set()
+    for displayed, inline in re.findall(r"\$\$(.+?)\$\$|(?<![\\$])\$([^$]+?)\$", text, re.DOTALL):
+        formula = re.sub(r"\\(?:text|mathrm|operatorname|begin|end)\*?\{[^}]*\}", " ", displayed or inline)
+        for pattern in (r"\\math(?:cal|bb)\{\w\}", GREEK, r"\\[a-zA-Z]+"):
+            found |= set(re.findall(pattern, formula))
+            formula = re.sub(pattern, " ", formula)
+        found |= set(re.findall(r"[a-zA-Z]", formula))
+    return {symbol for symbol in found if re.fullmatch(rf"\w|\\math(?:cal|bb)\{{\w\}}|{GREEK}", symbol)}
+
+
+def test_formulas_are_told_from_text():
+    text = "$$\\max_{i} \\tau x^2 \\text{ if } \\mathcal{A}_c$$ costs \\$5 and `$HOME` and $\\bar\\pi$\n```sh\n$p $q\n```\n"
+    assert symbols(text) == {"i", "\\tau", "x", "\\mathcal{A}", "c", "\\pi"}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_each_symbol_is_on_the_page_of_notation(path):
+    """Among those of all chapters or, for the use of this one, among those of one chapter only."""
+    general, single = (ROOT / "book" / "notation.md").read_text(encoding="utf-8").split("### In one chapter only")
+    known = symbols(general.split("## Symbols")[1])
+    for row in re.findall(r"^\|.+\|$", single, re.MULTILINE):
+        if f"{{doc}}`{path.stem}`" in row.split("|")[2]:
+            known |= symbols(row)
+    cells = nbformat.read(path, 4).cells
+    used = symbols("\n".join(cell.source for cell in cells if cell.cell_type == "markdown"))
+    assert used - known == set()
 
 
 def test_a_figure_has_a_name_of_its_own_in_the_whole_book():

@@ -220,7 +220,8 @@ def test_the_neck_stands_before_comparison_and_not_before_the_metric_loss():
 
 @pytest.mark.parametrize("name", ["test_convnext", "test_vit", "test_efficientnet"])
 def test_networks_of_timm_keep_their_convention(name):
-    timm = pytest.importorskip("timm")
+    import timm
+
     model = models.build(f"timm:{name}", pretrained=False).eval()
     assert model.embedding_size == timm.create_model(name, num_classes=0).num_features
     torch.testing.assert_close(model.mean.flatten(), torch.tensor(timm.create_model(name).pretrained_cfg["mean"]))
@@ -229,7 +230,8 @@ def test_networks_of_timm_keep_their_convention(name):
 
 
 def test_timm_says_what_is_missing(monkeypatch):
-    timm = pytest.importorskip("timm")
+    import timm
+
     with pytest.raises(ValueError, match="backbone='timm:resnt50': timm has no such model; near: .*resnet50"):
         models.build("timm:resnt50")
 

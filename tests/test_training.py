@@ -217,13 +217,13 @@ def test_a_record_reads_as_json_with_the_whole_configuration(pictures, project):
 def test_omniglot_reaches_what_it_should_in_the_records(method):
     table = runs.load_runs()
     table = table[(table["dataset"] == "omniglot") & (table["method"] == method) & (table["purpose"] == "final")]
-    # Ablations are recorded too, and what is done at test time; what is promised is what a training by the defaults reaches.
-    table = table[table["chapter"] == "training"]
+    # Ablations are recorded too; what is promised is what a training by the defaults reaches, in whichever chapter it was made.
     ours = {"num_iterations": 1, "num_anchors": 2, "temperature": 10.0, "epochs": 30}
     table = table[[ours.items() <= settings.items() for settings in table["config"]]]
     assert set(table["seed"]) >= {0, 1, 2}
     assert (table["R@1"] >= 0.80).all() and (table["MAP@R"] >= 0.40).all()
-    assert (table["wall_time_s"] <= 300).all()
+    # The chapter on strategies trains and then searches.
+    assert (table.loc[table["chapter"] == "training", "wall_time_s"] <= 300).all()
 
 
 def test_quick_training_on_glyphs_adds_a_tenth_to_raw_pixels(project):

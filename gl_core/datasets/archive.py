@@ -10,6 +10,7 @@ import stat
 import tarfile
 import zipfile
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import lru_cache
 from lzma import LZMAError
@@ -28,7 +29,7 @@ SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".t
 DEEPEST = 6
 
 
-class ImageFiles:
+class ImageFiles(ABC):
     """Named images under `root`; how their bytes are found is up to the kind of root.
 
     Holds no open file, so that it can be pickled, forked and shared by threads.
@@ -38,8 +39,8 @@ class ImageFiles:
         self.root = root
         self.names: list[str] = []
 
-    def read(self, name: str) -> bytes:
-        raise NotImplementedError
+    @abstractmethod
+    def read(self, name: str) -> bytes: ...
 
     def open(self, path: str) -> "Image.Image":
         from PIL import Image

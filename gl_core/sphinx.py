@@ -1,7 +1,11 @@
-"""An extension of Sphinx for the book's pages: formulas in docstrings, and lists of references that ARIA accepts."""
+"""An extension of Sphinx for the book's pages: citations, formulas in docstrings, and lists of references that ARIA accepts."""
 
+import json
 import re
+from pathlib import Path
 from typing import Any
+
+from gl_core import citations
 
 __all__ = ["setup"]
 
@@ -29,8 +33,32 @@ def _repair_roles(app: Any, pagename: str, templatename: str, context: dict[str,
         context["body"] = re.sub(r' role="doc-(?:biblioentry|backlink)"', "", body)
 
 
+def _link_citations(app: Any, docname: str, source: list[str]) -> None:
+    """Notebooks cite in plain words, so that they read well elsewhere."""
+    if Path(app.env.doc2path(docname)).suffix != ".ipynb":
+        return
+    known = citations.labels(Path(app.srcdir) / "references.bib")
+    notebook = json.loads(source[0])
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown":
+            cell["source"] = citations.to_roles("".join(cell["source"]), known)
+    source[0] = json.dumps(notebook)
+
+
+def _open_previews_with_text(app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
+    """The preview of a link shows the first words of a page, which are to be neither the budget nor the links."""
+    from docutils import nodes
+
+    # The page itself is rendered by now.
+    for paragraph in list(doctree.findall(nodes.paragraph)) if doctree is not None else ():
+        if paragraph.astext().startswith(("Budget ·", "Open in Colab ·")):
+            paragraph.parent.remove(paragraph)
+
+
 def setup(app: Any) -> dict[str, bool]:
+    app.connect("source-read", _link_citations)
     # Before napoleon, which turns sections into fields.
     app.connect("autodoc-process-docstring", _set_formulas, priority=400)
     app.connect("html-page-context", _repair_roles)
+    app.connect("html-page-context", _open_previews_with_text, priority=400)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -13,6 +13,8 @@ import yaml
 from packaging.requirements import Requirement
 from stub_book import ROOT
 
+from gl_core import citations
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 REQUIRED = [
     *PROJECT["dependencies"],
@@ -197,13 +199,25 @@ class TestChapter:
         assert len(re.findall(r"^# ", text, re.MULTILINE)) == 1 and text.startswith("# ")
         headings = re.findall(r"^## (.+)$", text, re.MULTILINE)
         assert [heading for heading in headings if heading in HEADINGS] == HEADINGS
-        assert headings[-1] == "References" and ":filter: docname in docnames" in text
+        assert headings[-1] == "References" and cells[-1].source.startswith(citations.REFERENCES)
         assert len(re.findall(r"^### Exercise \d", text, re.MULTILINE)) >= 3
         assert "**Budget**" in cells[0].source + cells[1].source
         for link in ("colab.research.google.com/github", "github.com"):
             assert re.search(
                 rf"https://{link}/[\w.-]+/[\w.-]+/blob/main/book/{path.name}\)", cells[0].source + cells[1].source
             )
+
+    def test_lists_what_it_cites_and_nothing_else(self, path):
+        """`python -m gl_core.citations` brings the lists up to date."""
+        bibliography = ROOT / "book" / "references.bib"
+        *texts, last = (cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "markdown")
+        keys = citations.cited("\n".join(texts), citations.labels(bibliography))
+        assert keys and last == citations.REFERENCES + citations.reference_list(keys, bibliography)
+
+    def test_reads_without_sphinx(self, path):
+        """Colab and GitHub show directives and roles as they stand."""
+        text = "\n".join(cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "markdown")
+        assert re.findall(r"^(?:```|:::)\{.*|\{[\w:.-]+\}`[^`]*`|^\([\w-]+\)=$", text, re.MULTILINE) == []
 
     def test_has_the_common_setup_and_one_cell_of_parameters(self, path):
         cells = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]

@@ -85,3 +85,50 @@ def test_every_map_needs_its_neighbours():
         plots.embedding_explorer(
             {"a": np.zeros((1, 2))}, {}, labels=[0], class_names=["x"], images=[Image.new("L", (4, 4))], alt=""
         )
+
+
+def film(n=5, moments=6, **given):
+    random = np.random.default_rng(0)
+    maps = random.normal(size=(moments, n, 2))
+    settings = {
+        "titles": [f"epoch {i}" for i in range(moments)],
+        "labels": np.array([7, 3, 7, 3, 9])[:n],
+        "class_names": [f"class {i}" for i in range(10)],
+        "alt": "maps",
+    } | given
+    return maps, plots.embedding_film(maps, **settings)
+
+
+def test_the_film_carries_every_moment():
+    maps, figure = film()
+    state = carried(figure, "film")
+    np.testing.assert_allclose(state["maps"], maps, atol=6e-3)
+    assert state["titles"][-1] == "epoch 5" and state["labels"] == [1, 0, 1, 0, 2] and state["sprite"] is None
+    images = [Image.new("L", (20, 30), 50 * i) for i in range(5)]
+    assert carried(film(images=images)[1], "film")["sprite"].startswith("data:image/png")
+
+
+def test_the_film_without_scripts_is_a_strip_of_its_first_and_last_moments_and_some_between():
+    alt, picture = still(film()[1])
+    assert alt == "maps" and picture.width > 2 * picture.height
+    strip = plots.film_strip(film(moments=2)[0], titles=["before", "after"], labels=[0] * 5)
+    assert [ax.get_title() for ax in strip.axes] == ["before", "after"]
+    assert len({ax.get_xlim() for ax in strip.axes}) == len({ax.get_ylim() for ax in strip.axes}) == 1
+    titles = [f"epoch {i}" for i in range(10)]
+    shown = [ax.get_title() for ax in plots.film_strip(film(moments=10)[0], titles=titles, labels=[0] * 5).axes]
+    assert shown == ["epoch 0", "epoch 3", "epoch 6", "epoch 9"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"titles": ["one"]}, "titles has length 1: must be 6"),
+        ({"labels": [0, 1]}, "labels has length 2: must be 5"),
+        ({"images": []}, "images has length 0"),
+    ],
+)
+def test_a_film_of_wrong_lengths_is_refused(wrong, words):
+    with pytest.raises(ValueError, match=words):
+        film(**wrong)
+    with pytest.raises(ValueError, match="must be .moments, images, 2"):
+        plots.embedding_film(np.zeros((3, 2)), titles=[], labels=[], class_names=[], alt="")

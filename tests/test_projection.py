@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from gl_core.projection import align, neighbours_kept, umap_projection
+from gl_core.projection import align, aligned_projections, neighbours_kept, umap_projection
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +107,64 @@ def test_umap_refuses_features_that_do_not_fit(groups):
         umap_projection(features, broken)
 
 
+@pytest.fixture(scope="module")
+def film(groups):
+    """Bundles that fray a little from one moment to the next, and their aligned maps."""
+    features = groups[0] / np.linalg.norm(groups[0], axis=1, keepdims=True)
+    noise = np.random.default_rng(1).normal(scale=features.std(), size=features.shape)
+    moments = [features + 0.02 * i * noise for i in range(4)]
+    return moments, aligned_projections(moments, num_neighbours=10)
+
+
+def restlessness(maps) -> float:
+    """How far an image moves from one map to the next, as a share of the map's radius."""
+    steps = [np.linalg.norm(after - before, axis=1).mean() for before, after in zip(maps, maps[1:], strict=False)]
+    return np.mean(steps) / np.mean([np.linalg.norm(points - points.mean(axis=0), axis=1).mean() for points in maps])
+
+
+def test_aligned_maps_move_less_than_maps_of_their_own(film):
+    moments, maps = film
+    assert maps.shape == (4, len(moments[0]), 2) and np.isfinite(maps).all()
+    alone = [umap_projection(moments[0], num_neighbours=10)]
+    for i, moment in enumerate(moments[1:], 1):
+        alone.append(align(umap_projection(moment, num_neighbours=10, seed=i), onto=alone[-1], scale=False))
+    np.testing.assert_array_equal(maps[0], alone[0])
+    assert restlessness(maps) < 0.7 * restlessness(alone)
+
+
+def test_aligned_maps_show_each_moment_as_well_as_maps_of_their_own(film):
+    for moment, points in zip(*film, strict=True):
+        alone = umap_projection(moment, num_neighbours=10)
+        assert neighbours_kept(moment, points, 10) > 0.9 * neighbours_kept(moment, alone, 10)
+
+
+def test_aligned_maps_tell_when_neighbours_are_new(film):
+    moments, maps = film
+    shuffled = np.random.default_rng(0).permutation(len(maps[0]))
+    moved = aligned_projections([moments[0], moments[0][shuffled]], num_neighbours=10)
+    assert restlessness(moved) > 3 * restlessness(maps)
+
+
+def test_aligned_maps_are_quiet_and_depend_on_the_seed_alone(film, capfd, recwarn):
+    moments, maps = film
+    np.testing.assert_array_equal(aligned_projections(moments, num_neighbours=10), maps)
+    assert capfd.readouterr() == ("", "") and not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("moments", "settings", "message"),
+    [
+        ([], {}, "moments is empty"),
+        ([np.ones((9, 2)), np.ones((8, 2))], {}, r"moments\[1\] has 8 rows: must have 9"),
+        ([np.ones((9, 2)), np.full((9, 2), np.nan)], {}, r"moments\[1\]: row 0"),
+        ([np.ones((9, 2))] * 2, {"num_neighbours": 9}, "num_neighbours=9: must be below 9"),
+    ],
+)
+def test_aligned_maps_refuse_misuse(moments, settings, message):
+    with pytest.raises(ValueError, match=message):
+        aligned_projections(moments, **settings)
+
+
 def test_umap_is_loaded_when_it_is_used():
     code = "import sys, gl_core.projection; sys.exit('umap' in sys.modules or 'numba' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -139,6 +197,17 @@ def test_align_keeps_the_shape():
         np.diff(points, axis=0), axis=1
     )
     np.testing.assert_allclose(ratio, ratio[0])
+
+
+def test_align_without_scale_keeps_the_size():
+    points, onto = np.random.default_rng(0).normal(size=(2, 30, 2))
+    aligned = align(points, onto, scale=False)
+
+    def size(rows):
+        return np.linalg.norm(rows - rows.mean(axis=0))
+
+    assert size(aligned) == pytest.approx(size(points)) and size(align(points, onto)) < 0.8 * size(points)
+    np.testing.assert_allclose(align(turned(onto, 0.4, 1.0, [3.0, 1.0], True), onto, scale=False), onto, atol=1e-9)
 
 
 def test_align_of_points_that_coincide():

@@ -17,16 +17,17 @@ from matplotlib.figure import Figure
 
 from gl_core.plots.images import as_pixels, embedding_scatter
 from gl_core.plots.propagation import path_on_simplex
-from gl_core.plots.style import as_array, same_length
+from gl_core.plots.style import as_array, panels, same_length
 
 if TYPE_CHECKING:
     from IPython.display import HTML
 
-__all__ = ["embedding_explorer", "simplex_playground"]
+__all__ = ["embedding_explorer", "embedding_film", "simplex_playground"]
 
 # Iterations of the still picture, and those at which the playground starts.
 STILL_ITERATIONS = 3
-TILE = 32  # pixels of a side of an image in the explorer
+STILL_FRAMES = 4  # of a film
+TILE = 32  # pixels of a side of an image on the sheet of all images
 
 
 def simplex_playground(
@@ -113,6 +114,66 @@ def embedding_explorer(
         "columns": columns,
     }
     return _interactive("explorer", state, still, alt)
+
+
+def embedding_film(
+    maps: Float[np.ndarray, "t n 2"],
+    *,
+    titles: Sequence[str],
+    labels: Int[np.ndarray, "n"],
+    class_names: Sequence[str],
+    images: Sequence | None = None,
+    alt: str,
+) -> "HTML":
+    """A film of one set of images on aligned maps, one a moment: to be played, or moved through by a slider.
+
+    Args:
+        maps: coordinates of the images at each moment, of `gl_core.projection.aligned_projections` for instance.
+        titles: what is said of each moment, its metrics among it.
+        labels: classes of the images, positions in `class_names`.
+        images: PIL images or arrays, one an image, small ones suffice; None shows points.
+        alt: in words, what the still picture shows: a few moments side by side.
+
+    Raises ValueError if lengths disagree.
+    """
+    maps, labels = as_array(maps).astype(float), as_array(labels)
+    if maps.ndim != 3 or maps.shape[2] != 2:
+        raise ValueError(f"maps has shape {maps.shape}: must be (moments, images, 2)")
+    same_length("maps", maps, titles=titles)
+    same_length("maps[0]", maps[0], labels=labels, images=images)
+    shown = sorted(set(labels.tolist()))
+    columns = max(1, int(np.ceil(np.sqrt(len(labels)))))
+    state = {
+        "maps": np.round(maps, 2).tolist(),
+        "titles": list(titles),
+        "labels": [shown.index(label) for label in labels.tolist()],
+        "names": [str(class_names[label]) for label in shown],
+        "sprite": None if images is None else _sheet(images, columns),
+        "tile": TILE,
+        "columns": columns,
+    }
+    return _interactive("film", state, film_strip(maps, titles=titles, labels=labels), alt)
+
+
+def film_strip(
+    maps: Float[np.ndarray, "t n 2"],
+    *,
+    titles: Sequence[str],
+    labels: Int[np.ndarray, "n"],
+    moments: int = STILL_FRAMES,
+) -> Figure:
+    """Some moments of a film side by side, the first and the last among them, all on one scale."""
+    chosen = np.unique(np.linspace(0, len(maps) - 1, moments).round().astype(int))
+    figure, axes = panels(1, len(chosen), size=(2.3, 2.4), squeeze=False)
+    low, high = maps.min(axis=(0, 1)), maps.max(axis=(0, 1))
+    middle, reach = (low + high) / 2, 0.54 * (high - low).max()
+    for ax, moment in zip(axes[0], chosen, strict=True):
+        embedding_scatter(maps[moment], labels, ax=ax, title=titles[moment])
+        if ax.get_legend():
+            ax.get_legend().remove()
+        ax.set(xlim=(middle[0] - reach, middle[0] + reach), ylim=(middle[1] - reach, middle[1] + reach))
+        ax.title.set_fontsize(8.5)
+    return figure
 
 
 def _interactive(kind: str, state: dict, still: Figure, alt: str) -> "HTML":

@@ -8,12 +8,13 @@ COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --generate-ha
 	--custom-compile-command "make lock"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book serve test colab-check bench browser lock clean repository
+.PHONY: help setup book serve pdf test colab-check bench browser lock clean repository
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make book    set everything up, execute what has changed, build the pages in _build/html"
 	@echo "make serve   show the built book at http://localhost:8000"
+	@echo "make pdf     the book to print, in _build/book.pdf"
 	@echo "make test    all tests, the pages in a real browser among them"
 	@echo "make colab-check    every chapter as Colab meets it, in an environment without the library"
 	@echo "make bench   measure what the library costs against its peers (ONLY='loss reranking' for some parts)"
@@ -40,6 +41,9 @@ book: setup
 serve: setup
 	@$(BIN)/glbook serve
 
+pdf: setup browser
+	@$(BIN)/glbook pdf
+
 test: setup browser
 	$(BIN)/python -m pytest
 
@@ -59,7 +63,7 @@ browser:
 	if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
 	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; \
 	else \
-	    echo "make test needs Chromium: apt-get install chromium, or make test CHROMIUM=/path/to/chrome" >&2; exit 1; \
+	    echo "Tests and printing need Chromium: apt-get install chromium, or make ... CHROMIUM=/path/to/chrome" >&2; exit 1; \
 	fi
 
 lock: setup
@@ -78,4 +82,4 @@ repository:
 	done; git diff --stat
 
 clean:
-	rm -rf _build/book _build/html _build/jupyter-book _build/screenshots
+	rm -rf _build/book _build/book.pdf _build/html _build/jupyter-book* _build/screenshots

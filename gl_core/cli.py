@@ -192,6 +192,13 @@ def _book(options: argparse.Namespace) -> int:
     return 0
 
 
+def _pdf(options: argparse.Namespace) -> int:
+    from gl_core import printing
+
+    print(f"\nThe book is printed: {_short(printing.print_book())}")
+    return 0
+
+
 def _serve(options: argparse.Namespace) -> int:
     from functools import partial
     from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -305,6 +312,7 @@ def _parser() -> argparse.ArgumentParser:
     search_commands.add_search(search)
 
     command("book", _book, "Execute what has changed and build the pages.", "interrupted; the same command goes on")
+    command("pdf", _pdf, "Print the book into one PDF, by Chromium.", "interrupted; the same command goes on")
     serve = command("serve", _serve, "Show the built book in a browser.", "ended")
     serve.add_argument("--port", type=int, default=8000, metavar="N", help="port of the local server (%(default)s)")
     return parser

@@ -1,0 +1,115 @@
+"""The book as one PDF: all pages in one, printed by Chromium, so that formulas and figures are those of the screen."""
+
+import functools
+import http.server
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from gl_core import chapters, runs
+
+__all__ = ["BROWSERS", "QUIET", "find_browser", "pages_of_a_folder", "print_book"]
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+# A browser that speaks to nobody but the pages' own server.
+QUIET = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-sync", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update",
+]  # fmt: skip
+# Solutions are read on paper too; what only sets a page up stays folded, as it is on the screen.
+UNFOLD = "document.querySelectorAll('.tag_solution details').forEach(folded => { folded.open = true; })"
+STYLE = """
+.sidebar, .bd-header, .bd-sidebar-primary, .bd-sidebar-secondary, .header-article, .prev-next-area, .bd-footer,
+  .copybtn, .headerlink, .toggle-details, details.hide:not([open]) { display: none !important; }
+html { font-size: 13px; }
+.bd-content, .bd-main, .bd-article-container, .bd-container__inner { display: block; max-width: none; padding: 0; }
+span[id^="document-"] { break-before: page; display: block; }
+figure, table, img, .interactive, .cell_output, .admonition { break-inside: avoid; }
+h1, h2, h3 { break-after: avoid; }
+pre { white-space: pre-wrap; }
+"""
+
+
+def print_book() -> Path:
+    """Build the book if needed, print it, and return `_build/book.pdf`.
+
+    Raises ChapterError or PageError if it cannot be built, FileNotFoundError if there is no Chromium, ImportError without the
+    package playwright.
+    """
+    from playwright.sync_api import sync_playwright
+
+    browser = find_browser()
+    chapters.build()
+    root = runs.project_root()
+    html, paper = _one_page(root), root / "_build" / "book.pdf"
+    aside = paper.with_suffix(".tmp")
+    with pages_of_a_folder(html) as address, sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=browser, args=QUIET)
+        page = opened.new_page(color_scheme="light")
+        page.goto(f"{address}/intro.html", wait_until="networkidle", timeout=300_000)
+        page.evaluate("() => MathJax.startup.promise.then(() => {})")
+        page.add_style_tag(content=STYLE)
+        page.evaluate(UNFOLD)
+        page.pdf(
+            path=aside, format="A4", print_background=True, outline=True, tagged=True, display_header_footer=True,
+            header_template="<span></span>", footer_template=_FOOTER,
+            margin={"top": "16mm", "bottom": "18mm", "left": "16mm", "right": "16mm"},
+        )  # fmt: skip
+        opened.close()
+    aside.replace(paper)
+    return paper
+
+
+_FOOTER = '<div style="font-size: 8px; width: 100%; text-align: center"><span class="pageNumber"></span></div>'
+
+
+def find_browser() -> str:
+    """The path of a Chromium: that of the variable CHROMIUM, or one on the path. Raises FileNotFoundError if there is none."""
+    names = (os.environ.get("CHROMIUM"), *BROWSERS)
+    path = next(filter(None, (shutil.which(name) for name in names if name)), None)
+    if path is None:
+        raise FileNotFoundError(
+            "no Chromium is here: `make browser` installs it or says how; CHROMIUM=/path names another"
+        )
+    return path
+
+
+@contextmanager
+def pages_of_a_folder(folder: Path) -> Iterator[str]:
+    """A server for this machine alone that shows a folder; its address."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=folder)) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def _one_page(root: Path) -> Path:
+    """All pages of the executed book in one; the folder that holds it."""
+    aside = root / "_build" / "jupyter-book-paper"
+    shutil.rmtree(aside, ignore_errors=True)
+    command = [
+        sys.executable,
+        "-c",
+        "from jupyter_book.cli.main import main; main()",
+        "build",
+        root / "_build" / "book",
+    ]
+    command += ["--builder", "singlehtml", "--path-output", aside, "--config", root / "_config.yml", "-q"]
+    done = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise chapters.PageError("the pages could not be put together; the reason is above")
+    return aside / "_build" / "singlehtml"

@@ -269,6 +269,20 @@ def test_interactive_figures_are_pictures_without_scripts(browser, address, name
             assert still.is_visible() and still.bounding_box()["width"] > 200
 
 
+@pytest.mark.parametrize(("scheme", "bright"), [("light", True), ("dark", False)])
+@pytest.mark.parametrize("name", ["propagation", "embedding"])
+def test_interactive_figures_have_the_ground_of_the_page(browser, address, name, scheme, bright):
+    ground = """figure => {
+        for (let node = figure; node; node = node.parentElement) {
+            const [red, green, blue, alpha = 1] = getComputedStyle(node).backgroundColor.match(/[\\d.]+/g).map(Number);
+            if (alpha > 0) return (red + green + blue) / 3;
+        }
+    }"""
+    with Visit(browser, address, f"{name}.html", DESKTOP, scheme) as visit:
+        for figure in visit.page.locator(".interactive").all():
+            assert (figure.evaluate(ground) > 128) == bright
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_page_is_photographed(browser, address, scheme):
     folder = ROOT / "_build" / "screenshots"

@@ -183,8 +183,9 @@ def test_only_what_has_changed_is_built_again(book):
     assert "Another text" in (book / "_build" / "html" / "intro.html").read_text(), "the last good pages stay"
 
 
-def readme_code(language: str, holding: str) -> str:
-    blocks = re.findall(rf"^```{language}\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+def code_of_the_page(language: str, holding: str) -> str:
+    page = (ROOT / "book" / "cluster.md").read_text()
+    blocks = re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     (block,) = (block for block in blocks if holding in block)
     return block
 
@@ -200,15 +201,15 @@ folder.mkdir(parents=True, exist_ok=True)
 """
 
 
-def test_the_loops_of_the_readme_work(book):
-    """On a chapter that only writes a record, but with the README's very words."""
+def test_the_loops_of_the_page_on_runs_work(book):
+    """On a chapter that only writes a record, but with the page's very words."""
     nbformat.write(chapter_of([PARAMETERS, RECORD]), book / "book" / "training.ipynb")
     run = {"check": True, "timeout": 300, "capture_output": True, "text": True, "env": ENVIRONMENT}
-    subprocess.run(["sh", "-euc", readme_code("sh", "papermill book/training.ipynb")], **run)
+    subprocess.run(["sh", "-euc", code_of_the_page("sh", "papermill book/training.ipynb")], **run)
     made = [json.loads(path.read_text()) for path in (book / "_build" / "results").glob("*.json")]
     assert sorted(record["seed"] for record in made) == [0, 1, 2]
 
-    done = subprocess.run([sys.executable, "-c", readme_code("python", "papermill.execute_notebook")], **run)
+    done = subprocess.run([sys.executable, "-c", code_of_the_page("python", "papermill.execute_notebook")], **run)
     made = [json.loads(path.read_text()) for path in (book / "_build" / "results").glob("*.json")]
     assert sorted(record["config"]["temperature"] for record in made if record["config"]["temperature"]) == [5, 10, 20]
     assert re.search(r"^20\.0 +0\.5 +NaN +1$", done.stdout, re.MULTILINE)

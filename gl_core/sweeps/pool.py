@@ -146,6 +146,7 @@ class _Sweep:
     ) -> None:
         self.plan, self.store, self.client, self.progress, self.outcome = plan, store, client, progress, outcome
         self.say, self.at_once = say, at_once
+        self.group = f"glbook_run-{os.urandom(4).hex()}"
         self.futures: dict[Future, PlannedRun] = {}
         self.elsewhere: dict[str, PlannedRun] = {}
         self.lost: Counter[str] = Counter()
@@ -154,12 +155,14 @@ class _Sweep:
     def go(self, todo: list[PlannedRun]) -> None:
         from distributed import wait
 
+        free = []
         for run in todo:
             last = self.store.last(run)
             if last is not None and last.state == "running":
                 self.elsewhere[run.key] = run
             else:
-                self._submit(run, last)
+                free.append((run, last))
+        self._submit(free)
         try:
             while self.futures or self.elsewhere:
                 self._look_elsewhere()
@@ -173,21 +176,29 @@ class _Sweep:
         finally:
             self.client.cancel(list(self.futures), force=True)
 
-    def _submit(self, run: PlannedRun, last: Entry | None) -> None:
-        self.after[run.key] = last.number if last else 0
-        spec = {
-            "root": str(runs.project_root()),
-            "key": run.key,
-            "after": self.after[run.key],
-            "chapter": run.chapter,
-            "given": run.given,
-            "versions": run.versions,
-            "threads": self.plan.threads,
-            "device": run.settings.get("device", "cpu"),
-        }
-        # Dask keeps what it knows under this name, so no two tasks have the same.
-        name = f"{run.chapter} {run.name} {os.urandom(4).hex()}"
-        self.futures[self.client.submit(run_one, spec, key=name, pure=False)] = run
+    def _submit(self, free: Sequence[tuple[PlannedRun, Entry | None]]) -> None:
+        """Give runs to the cluster, each with the last entry that is known of it."""
+        for run, last in free:
+            self.after[run.key] = last.number if last else 0
+        specs = [
+            {
+                "root": str(runs.project_root()),
+                "key": run.key,
+                "after": self.after[run.key],
+                "chapter": run.chapter,
+                "given": run.given,
+                "versions": run.versions,
+                "threads": self.plan.threads,
+                "device": run.settings.get("device", "cpu"),
+            }
+            for run, _ in free
+        ]
+        # Dask keeps what it knows under these names, so no two tasks have the same. As a group of many they wait at the scheduler
+        # until a worker is free. Tasks that each have a name of their own are dealt out at once, by a guess of how long they take,
+        # and one worker may end with all that is left.
+        names = [(self.group, f"{run.chapter} {run.name} {os.urandom(4).hex()}") for run, _ in free]
+        futures = self.client.map(run_one, specs, key=names, pure=False)
+        self.futures |= dict(zip(futures, (run for run, _ in free), strict=True))
 
     def _take_in(self, future: "Future", run: PlannedRun) -> None:
         if future.status == "finished":
@@ -213,7 +224,7 @@ class _Sweep:
         for key, run in list(self.elsewhere.items()):
             last = self.store.last(run)
             if last is None or (last.state != "running" and last.number <= self.after.get(key, 0)):
-                self._submit(run, last)
+                self._submit([(run, last)])
             elif last.state == "done":
                 if not last.published:
                     self.store.claims.publish(key, last)
@@ -222,7 +233,7 @@ class _Sweep:
             elif last.state == "failed":
                 self._end(run, error=last.content["error"])
             elif self.store.is_abandoned(run, last):
-                self._submit(run, last)
+                self._submit([(run, last)])
             else:
                 continue
             del self.elsewhere[key]
@@ -249,7 +260,11 @@ def _client(scheduler: str | None, workers: int) -> Iterator["Client"]:
         with client:
             yield client
         return
-    quiet = {"distributed.scheduler.allowed-failures": 10**6, "distributed.comm.timeouts.connect": "60s"}
+    quiet = {
+        "distributed.scheduler.allowed-failures": 10**6,
+        "distributed.scheduler.worker-saturation": 1.0,  # no run waits at a worker while another is free
+        "distributed.comm.timeouts.connect": "60s",
+    }
     # The runs are processes of their own, so Dask has no memory to watch.
     with (
         dask.config.set(quiet),

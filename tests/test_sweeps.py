@@ -125,6 +125,33 @@ def test_killed_at_random_moments_and_restarted_it_makes_each_run_once(book):
     assert len(recorded(book)) == 8
 
 
+WAITING = """
+import time
+from pathlib import Path
+from gl_core.sweeps import pool, read_plan
+from gl_core.sweeps.progress import Progress
+
+if __name__ == "__main__":
+    pool.run_one = lambda spec: time.sleep(2)
+    plan = read_plan(Path("sweep.yaml"))
+    with pool._client(None, 2) as client:
+        sweep = pool._Sweep(plan, pool._Store([]), client, Progress(plan.runs, []), pool.Outcome(), print, 2)
+        sweep._submit([(run, None) for run in plan.runs])
+        time.sleep(1)
+        print(client.run_on_scheduler(
+            lambda dask_scheduler: ([len(w.processing) for w in dask_scheduler.workers.values()], len(dask_scheduler.queued))
+        ))
+"""
+
+
+def test_runs_wait_where_any_free_worker_finds_them(book):
+    """Not at a worker, which would keep them while another stands idle: how long they take, nobody knows."""
+    eight()
+    Path("waiting.py").write_text(WAITING)
+    done = subprocess.run([sys.executable, "waiting.py"], capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines()[-1:] == ["([1, 1], 6)"], done.stderr
+
+
 def test_a_sweep_on_a_cluster_of_other_processes(book):
     """A scheduler and two workers that somebody else has started; one of them is killed for good."""
     environment = os.environ | {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "3"}

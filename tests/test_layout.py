@@ -202,6 +202,7 @@ class TestChapter:
         assert headings[-1] == "References" and cells[-1].source.startswith(citations.REFERENCES)
         assert len(re.findall(r"^### Exercise \d", text, re.MULTILINE)) >= 3
         assert "**Budget**" in cells[0].source + cells[1].source
+        assert "[![Open in Colab](images/colab.svg)](https://colab." in cells[0].source + cells[1].source
         for link in ("colab.research.google.com/github", "github.com"):
             assert re.search(
                 rf"https://{link}/[\w.-]+/[\w.-]+/blob/main/book/{path.name}\)", cells[0].source + cells[1].source

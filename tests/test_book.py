@@ -33,6 +33,17 @@ def built():
     return HTML
 
 
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_each_figure_has_a_caption(built, name):
+    for cell in json.loads((ROOT / "_build" / "book" / f"{name}.ipynb").read_text())["cells"]:
+        for output in cell.get("outputs", []):
+            found = output.get("data", {})
+            if "image/png" in found or "image/svg+xml" in found:
+                assert cell["metadata"].get("mystnb", {}).get("figure", {}).get("caption"), "".join(cell["source"])
+            if 'class="interactive' in "".join(found.get("text/html", "")):
+                assert re.search("<figcaption>.{30,}</figcaption>", "".join(found["text/html"]))
+
+
 def test_chapters_take_no_longer_than_a_reader_waits(built):
     """On two cores that nobody else uses 35 s on average and 90 s at most; twice that where others use them too."""
     chapters = [
@@ -132,6 +143,7 @@ def test_a_page_is_whole(browser, address, name):
         assert "papermill" not in text.split("\n")[0] and "# Parameters\n" not in text, "the injected cell is hidden"
         assert "Traceback (most recent call last)" not in text
         assert page.locator("article h1").count() == 1
+        assert name not in NOTEBOOKS or re.search("(?:Live|Recorded) result", text), "where the results come from"
         assert visit.faults == []
 
 

@@ -17,7 +17,12 @@ X = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.2, 0.3, 0.5]])
 
 
 def playground(**given):
-    settings = {"labels": [0, 1, 2], "names": ["a", "b", 'u"<'], "alt": "two & three"} | given
+    settings = {
+        "labels": [0, 1, 2],
+        "names": ["a", "b", 'u"<'],
+        "alt": "two & three",
+        "caption": "what < to find",
+    } | given
     return plots.simplex_playground(W, X, **settings)
 
 
@@ -44,11 +49,12 @@ def test_the_playground_carries_similarities_starts_and_anchors():
 def test_without_scripts_there_is_a_picture_with_words():
     alt, picture = still(playground())
     assert alt == "two &amp; three" and min(picture.size) > 200
+    assert playground().data.endswith("<figcaption>what &lt; to find</figcaption></figure>")
 
 
 def test_shapes_that_disagree_are_refused():
     with pytest.raises(ValueError, match=r"must be \(n, n\) and \(n, 3\)"):
-        plots.simplex_playground(W[:2], X, labels=[0, 1, 2], names="abc", alt="")
+        plots.simplex_playground(W[:2], X, labels=[0, 1, 2], names="abc", alt="", caption="")
     with pytest.raises(ValueError, match="names has length 2"):
         playground(names=["a", "b"])
 
@@ -60,7 +66,13 @@ def explorer(maps=("before", "after"), n=5):
     images = [Image.new("L", (20, 30), 50 * i) for i in range(n)]
     labels = np.array([7, 3, 7, 3, 9])[:n]
     return points, plots.embedding_explorer(
-        points, neighbours, labels=labels, class_names=[f"class {i}" for i in range(10)], images=images, alt="a map"
+        points,
+        neighbours,
+        labels=labels,
+        class_names=[f"class {i}" for i in range(10)],
+        images=images,
+        alt="a map",
+        caption="c",
     )
 
 
@@ -83,7 +95,13 @@ def test_the_sheet_holds_each_image_at_its_tile():
 def test_every_map_needs_its_neighbours():
     with pytest.raises(ValueError, match="must be the same"):
         plots.embedding_explorer(
-            {"a": np.zeros((1, 2))}, {}, labels=[0], class_names=["x"], images=[Image.new("L", (4, 4))], alt=""
+            {"a": np.zeros((1, 2))},
+            {},
+            labels=[0],
+            class_names=["x"],
+            images=[Image.new("L", (4, 4))],
+            alt="",
+            caption="",
         )
 
 
@@ -95,6 +113,7 @@ def film(n=5, moments=6, **given):
         "labels": np.array([7, 3, 7, 3, 9])[:n],
         "class_names": [f"class {i}" for i in range(10)],
         "alt": "maps",
+        "caption": "what to find",
     } | given
     return maps, plots.embedding_film(maps, **settings)
 
@@ -131,4 +150,4 @@ def test_a_film_of_wrong_lengths_is_refused(wrong, words):
     with pytest.raises(ValueError, match=words):
         film(**wrong)
     with pytest.raises(ValueError, match="must be .moments, images, 2"):
-        plots.embedding_film(np.zeros((3, 2)), titles=[], labels=[], class_names=[], alt="")
+        plots.embedding_film(np.zeros((3, 2)), titles=[], labels=[], class_names=[], alt="", caption="")

@@ -38,11 +38,12 @@ def simplex_playground(
     names: Sequence[str],
     corners: Sequence[str] = ("class 1", "class 2", "class 3"),
     alt: str,
+    caption: str,
 ) -> "HTML":
     """Replicator dynamics of a few images over three classes: similarities, starts and iterations can be moved.
 
     One-hot rows of `assignments` are anchors; they are drawn as squares and stay where they are. `labels` (0, 1 or 2) give
-    each image its colour, `names` what it is called. `alt` says in words what the still picture shows.
+    each image its colour, `names` what it is called. `alt` says in words what the still picture shows, `caption` what to find.
 
     Raises ValueError if the shapes disagree.
     """
@@ -62,7 +63,11 @@ def simplex_playground(
         for name, label, row in zip(names, labels, X, strict=True)
     ]
     return _interactive(
-        "simplex", {"corners": list(corners), "images": images, "similarity": W.round(4).tolist()}, still, alt
+        "simplex",
+        {"corners": list(corners), "images": images, "similarity": W.round(4).tolist()},
+        still,
+        alt,
+        caption,
     )
 
 
@@ -74,6 +79,7 @@ def embedding_explorer(
     class_names: Sequence[str],
     images: Sequence,
     alt: str,
+    caption: str,
 ) -> "HTML":
     """Maps of one set of images, "before" and "after" for instance: pointing at an image shows it and its neighbours.
 
@@ -83,6 +89,7 @@ def embedding_explorer(
         labels: classes of the images, positions in `class_names`.
         images: PIL images or arrays, one an image; small ones suffice.
         alt: in words, what the still picture shows.
+        caption: what is to be found in the figure.
 
     Raises ValueError if lengths disagree or a map has no neighbours.
     """
@@ -113,7 +120,7 @@ def embedding_explorer(
         "tile": TILE,
         "columns": columns,
     }
-    return _interactive("explorer", state, still, alt)
+    return _interactive("explorer", state, still, alt, caption)
 
 
 def embedding_film(
@@ -124,6 +131,7 @@ def embedding_film(
     class_names: Sequence[str],
     images: Sequence | None = None,
     alt: str,
+    caption: str,
 ) -> "HTML":
     """A film of one set of images on aligned maps, one a moment: to be played, or moved through by a slider.
 
@@ -133,6 +141,7 @@ def embedding_film(
         labels: classes of the images, positions in `class_names`.
         images: PIL images or arrays, one an image, small ones suffice; None shows points.
         alt: in words, what the still picture shows: a few moments side by side.
+        caption: what is to be found in the figure.
 
     Raises ValueError if lengths disagree.
     """
@@ -152,7 +161,7 @@ def embedding_film(
         "tile": TILE,
         "columns": columns,
     }
-    return _interactive("film", state, film_strip(maps, titles=titles, labels=labels), alt)
+    return _interactive("film", state, film_strip(maps, titles=titles, labels=labels), alt, caption)
 
 
 def film_strip(
@@ -176,15 +185,16 @@ def film_strip(
     return figure
 
 
-def _interactive(kind: str, state: dict, still: Figure, alt: str) -> "HTML":
+def _interactive(kind: str, state: dict, still: Figure, alt: str, caption: str) -> "HTML":
     from IPython.display import HTML
 
     picture = io.BytesIO()
     still.savefig(picture, format="png", dpi=100)
     data = html.escape(json.dumps(state, separators=(",", ":"), ensure_ascii=False), quote=True)
     return HTML(
-        f'<div class="interactive {kind}" data-{kind}="{data}">'
+        f'<figure><div class="interactive {kind}" data-{kind}="{data}">'
         f'<img class="still" alt="{html.escape(alt, quote=True)}" src="{_data_uri(picture.getvalue())}"></div>'
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
     )
 
 

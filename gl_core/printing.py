@@ -24,6 +24,8 @@ QUIET = [
 # Solutions are read on paper too; what only sets a page up stays folded, as it is on the screen.
 UNFOLD = "document.querySelectorAll('.tag_solution details').forEach(folded => { folded.open = true; })"
 STYLE = """
+/* What fades in would be printed before it is there. */
+*, *::before, *::after { animation: none !important; transition: none !important; }
 .sidebar, .bd-header, .bd-sidebar-primary, .bd-sidebar-secondary, .header-article, .prev-next-area, .bd-footer,
   .copybtn, .headerlink, .toggle-details, details.hide:not([open]) { display: none !important; }
 html { font-size: 13px; }

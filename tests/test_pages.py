@@ -392,25 +392,25 @@ def test_the_results_of_the_readme_are_those_of_the_records():
     def trained(**settings):
         return pages.matching(Config.resolve(seed=seed, **settings) for seed in (0, 1, 2))
 
-    ours, theirs = (trained(dataset="omniglot", method=method) for method in ("group_loss", "cross_entropy"))
-    cars = pages.recorded(dataset="cars196_half", chapter="inference", method="group_loss", image_size=64)
-    assert len(ours) == len(theirs) == len(cars) == 3
-    readme = (ROOT / "README.md").read_text()
-    rows = {
-        "Omniglot": [shown(ours, "untrained R@1"), shown(ours, "R@1"), shown(theirs, "R@1")],
-        "Cars196-half": [shown(cars, "untrained R@1"), shown(cars, "R@1"), "not recorded yet"],
-    }
-    for name, cells in rows.items():
-        (row,) = re.findall(rf"^\| {name}.*$", readme, re.MULTILINE)
-        assert [cell.strip() for cell in row.split("|")[3:-1]] == cells
-    assert trained(dataset="cars196_half", method="cross_entropy", image_size=64, choose_epochs=False).empty
-    # "does not beat" is what the seeds say.
     import pandas as pd
 
     from gl_core import findings
 
-    both = findings.compare(pd.concat([ours, theirs]), "cross_entropy", by="method")
-    assert (
-        both.loc["group_loss", "verdict"] != "ahead"
-        and "On Omniglot the Group Loss does not beat plain cross-entropy" in readme
-    )
+    data = {
+        "Omniglot": {"dataset": "omniglot"},
+        "Cars196-half": {
+            "dataset": "cars196_half", "backbone": "efficientnet_lite0", "image_size": 64, "epochs": 8, "choose_epochs": False,
+        },
+    }  # fmt: skip
+    readme, verdicts = (ROOT / "README.md").read_text(), {}
+    for name, given in data.items():
+        ours, theirs = (trained(method=method, **given) for method in ("group_loss", "cross_entropy"))
+        assert len(ours) == len(theirs) == 3
+        (row,) = re.findall(rf"^\| {name}.*$", readme, re.MULTILINE)
+        cells = [shown(ours, "untrained R@1"), shown(ours, "R@1"), shown(theirs, "R@1")]
+        assert [cell.strip() for cell in row.split("|")[3:-1]] == cells
+        both = findings.compare(pd.concat([ours, theirs]), "cross_entropy", by="method")
+        verdicts[name] = both.loc["group_loss", "verdict"], min(both.loc["group_loss", "differences"]) > 0
+    # The sentence below the table is what the seeds say.
+    assert verdicts["Omniglot"][0] != "ahead" and verdicts["Cars196-half"] == ("ahead", True)
+    assert "On Omniglot the Group Loss does not beat plain cross-entropy; on the cars it does, in every seed." in readme

@@ -32,7 +32,8 @@ html { font-size: 13px; }
 .bd-content, .bd-main, .bd-article-container, .bd-container__inner { display: block; max-width: none; padding: 0; }
 span[id^="document-"] { break-before: page; display: block; }
 figure, table, img, .interactive, .cell_output, .admonition { break-inside: avoid; }
-h1, h2, h3 { break-after: avoid; }
+/* A heading that broke in two would stand in the outline twice. */
+h1, h2, h3 { break-after: avoid; break-inside: avoid; }
 pre { white-space: pre-wrap; }
 """
 

@@ -403,8 +403,8 @@ def test_the_results_of_the_readme_are_those_of_the_records():
         },
     }  # fmt: skip
     readme, verdicts = (ROOT / "README.md").read_text(), {}
-    for name, given in data.items():
-        ours, theirs = (trained(method=method, **given) for method in ("group_loss", "cross_entropy"))
+    for name, shared in data.items():
+        ours, theirs = (trained(method=method, **shared) for method in ("group_loss", "cross_entropy"))
         assert len(ours) == len(theirs) == 3
         (row,) = re.findall(rf"^\| {name}.*$", readme, re.MULTILINE)
         cells = [shown(ours, "untrained R@1"), shown(ours, "R@1"), shown(theirs, "R@1")]

@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from gl_core import runs
+from gl_core import processes, runs
 
 __all__ = [
     "ChapterError",
@@ -389,7 +389,7 @@ def _kernel_manager(session: str | None) -> type:
             quiet = get_kernel_dict(extra_arguments=["--IPKernelApp.log_level=CRITICAL"])
             launcher = quiet["argv"].index("ipykernel_launcher")
             quiet["argv"][launcher - 1 : launcher + 1] = ["-c", "from gl_core.processes import kernel; kernel()"]
-            return KernelSpec(**quiet, env={} if session is None else {"GLBOOK_RUN": session})
+            return KernelSpec(**quiet, env=processes.MEMORY | ({} if session is None else {"GLBOOK_RUN": session}))
 
     class Manager(AsyncKernelManager):
         @default("kernel_spec_manager")

@@ -13,6 +13,8 @@ import psutil
 import pytest
 from stub_book import chapter_of, make_book
 
+from gl_core import processes
+
 GLBOOK = [sys.executable, "-m", "gl_core"]
 PARAMETERS = """\
 seed: int = 0
@@ -34,7 +36,8 @@ for step in range(steps):
     time.sleep(0.1)
 made = {"run_id": f"run-{seed}-{os.urandom(4).hex()}", "created": "2026-01-01T00:00:00+00:00", "purpose": keep}
 made |= {"sweep": json.loads(os.environ["GLBOOK_SWEEP"]), "session": os.environ["GLBOOK_RUN"], "seed": seed}
-runs.write_record(made | {"metrics": {"R@1": loss}, "threads": os.environ["OMP_NUM_THREADS"]})
+made |= {"threads": os.environ["OMP_NUM_THREADS"], "trim": os.environ["MALLOC_TRIM_THRESHOLD_"]}
+runs.write_record(made | {"metrics": {"R@1": loss}})
 """
 
 
@@ -150,6 +153,14 @@ def test_runs_wait_where_any_free_worker_finds_them(book):
     Path("waiting.py").write_text(WAITING)
     done = subprocess.run([sys.executable, "waiting.py"], capture_output=True, text=True, timeout=120)
     assert done.stdout.splitlines()[-1:] == ["([1, 1], 6)"], done.stderr
+
+
+def test_a_run_keeps_its_memory_whatever_dask_asks_of_its_workers(book):
+    write({"chapter": "stub", "grid": {"seed": [0]}})
+    done = glbook("sweep", "sweep.yaml")
+    assert done.returncode == 0, done.stderr
+    (path,) = Path("_build/results").glob("*.json")
+    assert json.loads(path.read_text())["trim"] == processes.MEMORY["MALLOC_TRIM_THRESHOLD_"]
 
 
 def test_a_sweep_on_a_cluster_of_other_processes(book):

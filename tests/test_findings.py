@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from scipy import stats
 from stub_book import ROOT
 from test_pages import record
 
 from gl_core import findings, pages, runs
+from gl_core.config import Config
 
 
 def write(folder, values):
@@ -238,6 +240,8 @@ def kept(**wanted):
         if (
             made["purpose"] == "final"
             and made["chapter"] == "training"
+            and made["seed"] in (0, 1, 2)
+            and made["config"].get("precision", "auto") == "auto"
             and all(made["config"].get(k) == v for k, v in (usual | wanted).items())
         ):
             found[made["config"]["num_iterations"], made["config"]["num_anchors"], made["seed"]] = made
@@ -278,3 +282,47 @@ def test_what_the_book_says_of_the_losses_is_in_the_records(metric):
     assert found.numbers["difference cross_entropy"] == pytest.approx(np.mean(shared))
     margin = stats.t.ppf(0.975, len(shared) - 1) * np.std(shared, ddof=1) / np.sqrt(len(shared))
     assert f"cross entropy ({np.mean(shared):+.1f} ± {margin:.1f})" in found.text
+
+
+ABLATIONS = [
+    ("temperature", "temperature", 10.0, []),
+    ("similarity", "similarity", "pearson", []),
+    ("cross_entropy_weight", "cross_entropy_weight", 1.0, []),
+    ("dynamics", "dynamics", "replicator", ["num_iterations"]),
+    ("batches", "samples_per_class", 8, []),
+]
+
+
+@pytest.mark.parametrize("metric", ["R@1", "MAP@R"])
+@pytest.mark.parametrize("sweep, setting, usual, within", ABLATIONS, ids=[each[0] for each in ABLATIONS])
+def test_what_the_book_says_of_a_setting_is_in_the_records(sweep, setting, usual, within, metric):
+    """All runs of the sweep are there, with three seeds; the sentence has the means of the files."""
+    content = yaml.safe_load((ROOT / "book" / "sweeps" / f"{sweep}.yaml").read_text())
+    varied = {"seed": {0, 1, 2}}
+    for entry in [content["grid"], *content.get("runs", [])]:
+        for name, value in entry.items():
+            varied.setdefault(name, set()).update(value if isinstance(value, list) else [value])
+    shared = Config.resolve(**content["parameters"]).as_dict()
+    free = {"data_root", "device", "preset", *varied}
+    values = {}
+    for path in sorted((ROOT / "data" / "results").glob("*.json")):
+        made = json.loads(path.read_text())
+        config = made["config"]
+        if (
+            (made["purpose"], made["chapter"]) == ("final", "training")
+            and all(config.get(name, value) == value for name, value in shared.items() if name not in free)
+            and all(config[name] in levels for name, levels in varied.items())
+            and config["classes_per_batch"] * config["samples_per_class"] == 96
+        ):
+            cell = (config[setting], *(config[name] for name in within), made["seed"])
+            values[cell] = 100 * made["metrics"][metric]
+    table = pages.matching(pages.planned(f"book/sweeps/{sweep}.yaml"))
+    assert len(table) == len(values) == len(pages.planned(f"book/sweeps/{sweep}.yaml"))
+    found = findings.trend(table, usual, by=setting, metric=metric, within=within)
+    for level in varied[setting]:
+        of_level = {cell[1:]: value for cell, value in values.items() if cell[0] == level}
+        assert found.numbers[f"mean {level}"] == pytest.approx(np.mean(list(of_level.values())))
+        if level != usual:
+            differences = [value - values[usual, *rest] for rest, value in of_level.items()]
+            assert found.numbers[f"difference {level}"] == pytest.approx(np.mean(differences))
+            assert f"({np.mean(differences):+.1f} ± " in found.text

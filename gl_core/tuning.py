@@ -10,7 +10,7 @@ from typing import Any
 
 from gl_core import runs, sweeps
 
-__all__ = ["SPACES", "TRIALS", "Range", "Study", "best_settings", "tune"]
+__all__ = ["SPACES", "TRIALS", "Range", "Study", "best_settings", "studies", "tune"]
 
 TRIALS = 12
 # Trials that are made side by side before the next are drawn. The number is fixed: what is drawn depends on it.
@@ -145,18 +145,23 @@ def best_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     from gl_core.config import Config
 
     config = Config.from_parameters(given)
-    alike = {name: getattr(config, name) for name in ("method", "dataset", "backbone", "image_size")}
-    studies = [
-        study
-        for path in sorted(_folder().glob("*.json"))
-        if all((study := json.loads(path.read_text(encoding="utf-8")))[name] == value for name, value in alike.items())
-    ]
-    if not studies:
+    found = studies(config.dataset, config.backbone, config.image_size)
+    if config.method not in found:
         raise ValueError(
             f"tuned: no tuning of {config.method} on {config.dataset} ({config.backbone}, {config.image_size} px) is recorded; "
             f"make one by `glbook tune {config.method} -p dataset {config.dataset}`"
         )
-    return max(studies, key=lambda study: study["created"])["best"]
+    return found[config.method].best
+
+
+def studies(dataset: str, backbone: str, image_size: int) -> dict[str, Study]:
+    """The newest study of each method on this data set with this network, in the order of `SPACES`; {} where there is none."""
+    made = [Study(**json.loads(path.read_text(encoding="utf-8"))) for path in _folder().glob("*.json")]
+    made = [
+        study for study in made if (study.dataset, study.backbone, study.image_size) == (dataset, backbone, image_size)
+    ]
+    newest = {study.method: study for study in sorted(made, key=lambda study: study.created)}
+    return {method: newest[method] for method in SPACES if method in newest}
 
 
 def _folder() -> Path:

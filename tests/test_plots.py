@@ -1,5 +1,7 @@
 """Figures: they show what they are given, small data does not trip them, misuse is named."""
 
+from types import SimpleNamespace
+
 import matplotlib as mpl
 import numpy as np
 import pytest
@@ -222,6 +224,17 @@ def test_comparison_shows_every_run():
     assert {"group loss", "cross entropy", "R@1 (%)", "MAP@R (%)"} <= set(texts(figure))
 
 
+def test_trials_of_a_search_are_sorted_by_the_best():
+    def study(*scores):
+        return SimpleNamespace(trials=[{"score": score} for score in scores])
+
+    figure = drawn(plots.trials({"triplet": study(0.5, 0.4, None), "soft_triple": study(0.3, 0.6, 0.2)}))
+    ax = figure.axes[0]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["soft triple", "triplet"]
+    rows = [(line.get_marker(), line.get_xdata().tolist()) for line in ax.lines]
+    assert rows == [("o", [20, 30]), ("D", [30]), ("o", [60]), ("o", [40]), ("D", [50]), ("o", [50])]
+
+
 @pytest.mark.parametrize("pictures", [None, images(6)])
 def test_embedding_scatter(pictures):
     points = np.random.default_rng(0).normal(size=(6, 2))
@@ -260,6 +273,7 @@ def test_panels_can_be_shared():
         (lambda: plots.metric_grid(table()), "table holds no runs"),
         (lambda: plots.metric_grid(table(("g", 0, 1, 0.5)), value="R@3"), "'R@3' is neither"),
         (lambda: plots.comparison(table(("g", 0, 1, 0.5)), metrics=("NMI",)), "'NMI' is neither"),
+        (lambda: plots.trials({}), "studies is empty"),
         (lambda: plots.embedding_scatter(np.zeros((2, 3)), [0, 1]), r"points has shape \(2, 3\)"),
         (lambda: plots.embedding_scatter(np.zeros((2, 2)), [0]), "labels has length 1"),
     ],

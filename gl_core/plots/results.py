@@ -9,10 +9,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from gl_core import pages
-from gl_core.plots.style import GROUND, QUIET, RIGHT, WRONG, colours, heatmap, panels, spoken
+from gl_core.plots.style import COLOURS, GROUND, QUIET, RIGHT, WRONG, colours, heatmap, panels, spoken
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from gl_core.tuning import Study
 
 
 def learning_curves(
@@ -206,6 +208,34 @@ def comparison(table: "pd.DataFrame", *, by: str = "method", metrics: Sequence[s
         ax.set(xlabel=f"{metric} (%)" if scale == 100 else metric, ylim=(len(groups) - 0.5, -0.5))
         ax.margins(x=0.15)
     axes[0, 0].set_yticks(range(len(groups)), [spoken(group) for group in groups])
+    return figure
+
+
+def trials(studies: "Mapping[str, Study]") -> Figure:
+    """What trials of a search scored, in percent: a row for each method, the best on top.
+
+    Rings are trials, a diamond is the trial with the defaults, a dot the best. `studies` are those of `gl_core.tuning.studies`;
+    trials that failed are left out. Raises ValueError if there is no study.
+    """
+    if not studies:
+        raise ValueError("studies is empty")
+    scores = {
+        method: [None if trial["score"] is None else 100 * trial["score"] for trial in study.trials]
+        for method, study in studies.items()
+    }
+    made = {method: [score for score in all_ if score is not None] for method, all_ in scores.items()}
+    order = sorted(made, key=lambda method: max(made[method]), reverse=True)
+    figure, ax = panels(size=(6.6, 1.1 + 0.3 * len(order)))
+    for row, method in enumerate(order):
+        rest = sorted(made[method])
+        best, default = rest.pop(), scores[method][0]
+        ax.plot(rest, np.full(len(rest), row), "o", markersize=5, markerfacecolor="none", color=COLOURS[0])
+        if default is not None:
+            ax.plot(default, row, "D", markersize=9, color=COLOURS[1], zorder=3)
+        ax.plot(best, row, "o", markersize=7, color=COLOURS[0], zorder=4)
+    ax.set(xlabel="mean of R@1 and MAP@R on held-out classes (%)", ylim=(len(order) - 0.5, -0.5))
+    ax.set_yticks(range(len(order)), [spoken(method) for method in order])
+    ax.margins(x=0.05)
     return figure
 
 

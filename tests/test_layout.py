@@ -152,6 +152,13 @@ def test_the_citation_on_the_first_page_is_that_of_the_file():
     assert box["author"] == cited["authors"][0]["name"] and str(cited["version"]) == PROJECT["version"]
 
 
+def test_the_first_page_leads_to_every_other():
+    toc = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
+    page = (ROOT / "book" / "intro.md").read_text()
+    rows = re.findall(r"\{doc\}`(\w+)`", page[page.index("## The chapters") : page.index("## How results are made")])
+    assert rows == [entry["file"] for entry in toc["chapters"]]
+
+
 def test_the_spelling():
     files = [str(path) for path in tracked() if "data/results" not in str(path)]
     done = subprocess.run([sys.executable, "-m", "codespell_lib", *files], cwd=ROOT, capture_output=True, text=True)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,39 @@ def test_sweeps_refer_to_the_best_settings(book):
         ValueError, match="no tuning of triplet on glyphs .conv4, 28 px. is recorded; .*glbook tune triplet"
     ):
         sweeps.read_plan(Path("sweep.yaml"))
+
+
+def test_the_newest_study_of_each_method_counts(book):
+    tuning.tune("proxy_anchor", GIVEN)
+    study = tuning.tune("group_loss", GIVEN)
+    assert list(tuning.studies("glyphs", "conv4", 28)) == ["group_loss", "proxy_anchor"]
+    newer = tuning._folder() / "newer.json"
+    newer.write_text(json.dumps(asdict(study) | {"created": "2999-01-01T00:00:00+00:00", "best": {"temperature": 3.0}}))
+    assert tuning.studies("glyphs", "conv4", 28)["group_loss"].best == {"temperature": 3.0}
+    assert tuning.best_settings(GIVEN | {"method": "group_loss"}) == {"temperature": 3.0}
+    assert tuning.studies("glyphs", "conv4", 56) == tuning.studies("omniglot", "conv4", 28) == {}
+
+
+def test_the_studies_of_the_book_are_of_recorded_trials_and_of_one_budget():
+    found = tuning.studies("omniglot", "conv4", 28)
+    assert set(found) == set(METHODS)
+    records = {record["run_id"]: record for _, record in runs.read_records(ROOT / "data" / "results")}
+    for method, study in found.items():
+        assert len(study.trials) == tuning.TRIALS
+        for trial in study.trials:
+            record = records[trial["run_id"]]
+            config = record["config"]
+            assert (record["purpose"], record["method"], config["evaluate_on"]) == ("tuning", method, "held_out")
+            assert config["epochs"] == study.epochs == Config.resolve(dataset="omniglot").epochs // 2
+            assert {name: config[name] for name in trial["parameters"]} == trial["parameters"]
+            assert trial["score"] == (record["metrics"]["R@1"] + record["metrics"]["MAP@R"]) / 2
+        assert study.best == max(study.trials, key=lambda trial: trial["score"])["parameters"]
+        # All other settings are the same for all methods, seed and batches included.
+        spaces = {"method", "classifier_learning_rate", "loss_options", *(n for n in study.space if "." not in n)}
+        shared = {
+            n: v for n, v in config.items() if n not in spaces | {"temperature", "num_anchors", "data_root", "device"}
+        }
+        assert shared == {n: records[found["cross_entropy"].trials[0]["run_id"]]["config"][n] for n in shared}
 
 
 def test_bad_studies_are_refused(book, monkeypatch):

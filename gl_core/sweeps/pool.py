@@ -264,6 +264,11 @@ def _client(scheduler: str | None, workers: int) -> Iterator["Client"]:
         "distributed.scheduler.allowed-failures": 10**6,
         "distributed.scheduler.worker-saturation": 1.0,  # no run waits at a worker while another is free
         "distributed.comm.timeouts.connect": "60s",
+        # Dask's looks at itself, hundreds a second, cost a twentieth of two cores that have runs to make.
+        "distributed.worker.profile.enabled": False,
+        "distributed.admin.tick.interval": "1s",
+        "distributed.admin.system-monitor.interval": "5s",
+        "distributed.admin.system-monitor.gil.enabled": False,
     }
     # The runs are processes of their own, so Dask has no memory to watch.
     with (

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from scipy import stats
 from stub_book import ROOT
 from test_pages import record
 
-from gl_core import findings, pages, runs
+from gl_core import findings, pages, runs, tuning
 from gl_core.config import Config
 
 
@@ -282,6 +283,46 @@ def test_what_the_book_says_of_the_losses_is_in_the_records(metric):
     assert found.numbers["difference cross_entropy"] == pytest.approx(np.mean(shared))
     margin = stats.t.ppf(0.975, len(shared) - 1) * np.std(shared, ddof=1) / np.sqrt(len(shared))
     assert f"cross entropy ({np.mean(shared):+.1f} ± {margin:.1f})" in found.text
+
+
+def test_what_the_book_says_of_the_search_is_in_the_records():
+    studies = tuning.studies("omniglot", "conv4", 28)
+    records = {record["run_id"]: record["metrics"] for _, record in runs.read_records(ROOT / "data" / "results")}
+    scores = {
+        method: [50 * sum(records[trial["run_id"]][name] for name in ("R@1", "MAP@R")) for trial in study.trials]
+        for method, study in studies.items()
+    }
+    found, shown = findings.search_gain(studies), findings.search_table(studies)
+    gains = {method: max(values) - values[0] for method, values in scores.items()}
+    for method, values in scores.items():
+        assert found.numbers[f"gain {method}"] == pytest.approx(gains[method])
+        row = shown.loc[method.replace("_", " ")]
+        assert row.tolist()[:3] == [
+            f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}", f"{values[0]:.1f}", f"{max(values):.1f}",
+        ]  # fmt: skip
+    best = sorted(max(values) for values in scores.values())
+    assert said(found.text) == [
+        round(number, 1)
+        for number in (np.mean(list(gains.values())), min(gains.values()), max(gains.values()), best[-1] - best[5])
+    ]
+    assert f"In {found.numbers['edge']} of 11 searches" in found.text
+
+
+def test_a_search_whose_defaults_failed_and_one_at_the_edge():
+    def study(*trials):
+        made = [{"parameters": {"learning_rate": rate}, "score": score} for rate, score in trials]
+        best = max((trial for trial in made if trial["score"] is not None), key=lambda trial: trial["score"])[
+            "parameters"
+        ]
+        return SimpleNamespace(trials=made, best=best, space={"learning_rate": {"low": 0.25, "high": 4, "log": True}})
+
+    studies = {"triplet": study((1e-3, 0.5), (3.5e-3, 0.8)), "arcface": study((1e-3, None), (2e-3, 0.6))}
+    found = findings.search_gain(studies)
+    assert found.numbers == pytest.approx({"gain triplet": 30, "gain": 30, "edge": 1, "between": 10})
+    assert findings.search_table(studies)["defaults"].tolist() == ["50.0", "failed"]
+    assert findings.search_table(studies).loc["triplet", "settings of the best"] == "learning_rate 0.0035"
+    with pytest.raises(ValueError, match="no study whose trial with the defaults went well"):
+        findings.search_gain({"arcface": studies["arcface"]})
 
 
 ABLATIONS = [

@@ -404,7 +404,8 @@ def test_the_results_of_the_readme_are_those_of_the_records():
     better = verdicts["Omniglot"][verdicts["Omniglot"] == "ahead"].index
     assert set(better) == {"proxy_anchor", "proxy_nca"} and set(verdicts["Omniglot"].drop(better)) == {"undecided"}
     assert len(verdicts["Omniglot"]) == 10 and set(verdicts["Cars196-half"]) == {"behind"}
+    said = " ".join(readme.split())
     assert (
-        "On Omniglot proxy-anchor and proxy-NCA++ are ahead of the Group Loss, and the other eight losses are undecided"
-        in readme
+        "By R@1, on Omniglot proxy-anchor and proxy-NCA++ are ahead of the Group Loss, and the other eight losses are undecided; "
+        "on the cars, where nothing was tuned, it is ahead of both. The book compares eleven losses" in said
     )

@@ -96,8 +96,8 @@ def as_table(compared: "pd.DataFrame", metric: str = "R@1") -> "pd.DataFrame":
         rows[_level(group)] = {
             "runs": row["runs"],
             f"{metric} (%)": f"{row['mean']:.1f} (one run)" if single else f"{row['mean']:.1f} ± {row['std']:.1f}",
-            "difference (95 %)": f"{row['difference']:+.1f} ± {row['margin']:.1f}" if known else "–",
-            "p": f"{row['p']:.3f}" if known else "–",
+            "difference (95 %)": f"{row['difference']:+z.1f} ± {row['margin']:.1f}" if known else "–",
+            "p": ("<0.001" if row["p"] < 0.0005 else f"{row['p']:.3f}") if known else "–",
             "verdict": row["verdict"] if known else "–",
         }
     import pandas as pd
@@ -284,8 +284,8 @@ def _said(row: Mapping[str, Any]) -> str:
     if row["seeds"] == 0:
         return "no seed is shared, so nothing can be said."
     if math.isnan(row["margin"]):
-        return f"{row['difference']:+.1f} points in the one seed that both have: **undecided**."
-    text = f"{row['difference']:+.1f} points, ± {row['margin']:.1f} (95 %, {row['seeds']} seeds)"
+        return f"{row['difference']:+z.1f} points in the one seed that both have: **undecided**."
+    text = f"{row['difference']:+z.1f} points, ± {row['margin']:.1f} (95 %, {row['seeds']} seeds)"
     if abs(row["difference"]) <= row["margin"]:
         return f"{text}: **undecided**."
     return f"{text}. It was picked because it is the best, which flatters it."
@@ -298,7 +298,7 @@ def _verdicts(others: "pd.DataFrame", reference: str) -> str:
         chosen = others[others["verdict"] == verdict]
         if len(chosen):
             listed = [
-                f"{_level(group)} ({row['difference']:+.1f} ± {row['margin']:.1f})"
+                f"{_level(group)} ({row['difference']:+z.1f} ± {row['margin']:.1f})"
                 if not math.isnan(row["margin"])
                 else f"{_level(group)} (one run)"
                 if row["seeds"] == 1

@@ -197,12 +197,13 @@ def banner(source: "Config | Mapping[str, Any] | Sequence[Mapping[str, Any]] | p
     seeds = sorted(set(table["seed"]))
     dates = sorted({created[:10] for created in table["created"]})
     time = table["wall_time_s"].sum()
+    processors = "; ".join(_distinct(table["device"])).replace(", 1 threads", ", 1 thread")
     facts = [
         "**Live result**, computed while this page was built" if live else "**Recorded result**",
         *([f"run `{ids[0]}`"] if len(ids) == 1 else [f"{len(ids)} runs"] if ids else []),
         f"{', '.join(_distinct(table['dataset']))}; {', '.join(_distinct(table['method']))}",
         f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))}",
-        f"{_duration(time) + ' on ' if time else ''}{'; '.join(_distinct(table['device']))}",
+        f"{_duration(time) + ' on ' if time else ''}{processors}",
         f"commit {', '.join(f'`{_short(commit)}`' for commit in _distinct(table['commit']))}",
         dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}",
     ]

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from scipy import stats
@@ -88,9 +89,27 @@ def test_the_table_of_a_comparison_says_its_numbers_and_marks_single_runs(tmp_pa
     assert shown.loc["soft triple"].tolist() == [1, "90.0 (one run)", "–", "–", "–"]
     arcface = made.loc["arcface"]
     assert shown.loc["arcface"].tolist() == [
-        4, f"{arcface['mean']:.1f} ± {arcface['std']:.1f}", f"{arcface['difference']:+.1f} ± {arcface['margin']:.1f}",
-        f"{arcface['p']:.3f}", "ahead",
+        4, f"{arcface['mean']:.1f} ± {arcface['std']:.1f}", f"{arcface['difference']:+z.1f} ± {arcface['margin']:.1f}",
+        "<0.001" if arcface["p"] < 5e-4 else f"{arcface['p']:.3f}", "ahead",
     ]  # fmt: skip
+
+
+def test_a_table_shows_no_minus_zero_and_no_p_of_zero():
+    made = pd.DataFrame(
+        {
+            "mean": [81.0, 80.0],
+            "std": 1.0,
+            "runs": 5,
+            "difference": [9.0, -0.04],
+            "margin": 1.0,
+            "p": [4e-4, 6e-4],
+            "verdict": "ahead",
+        },
+        index=pd.Index(["triplet", "arcface"], name="method"),
+    )
+    shown = findings.as_table(made)
+    assert shown["difference (95 %)"].tolist() == ["+9.0 ± 1.0", "+0.0 ± 1.0"]
+    assert shown["p"].tolist() == ["<0.001", "0.001"]
 
 
 def test_the_p_values_are_corrected_for_the_number_of_comparisons(tmp_path):
@@ -157,7 +176,7 @@ def test_the_ranking_says_the_numbers_of_the_records(tmp_path, ours):
     for method in set(values) - {ours}:
         difference = np.mean(np.subtract(values[method], values[ours]))
         margin = stats.t.ppf(0.975, 3) * np.std(np.subtract(values[method], values[ours]), ddof=1) / 2
-        assert f"{method.replace('_', ' ')} ({difference:+.1f} ± {margin:.1f})" in found.text
+        assert f"{method.replace('_', ' ')} ({difference:+z.1f} ± {margin:.1f})" in found.text
 
 
 def test_a_ranking_that_is_lost_is_said_to_be_lost(tmp_path):
@@ -282,7 +301,7 @@ def test_what_the_book_says_of_the_losses_is_in_the_records(metric):
     assert found.numbers["mean group_loss"] == pytest.approx(np.mean(list(ours.values())))
     assert found.numbers["difference cross_entropy"] == pytest.approx(np.mean(shared))
     margin = stats.t.ppf(0.975, len(shared) - 1) * np.std(shared, ddof=1) / np.sqrt(len(shared))
-    assert f"cross entropy ({np.mean(shared):+.1f} ± {margin:.1f})" in found.text
+    assert f"cross entropy ({np.mean(shared):+z.1f} ± {margin:.1f})" in found.text
 
 
 def test_what_the_book_says_of_the_search_is_in_the_records():
@@ -366,4 +385,4 @@ def test_what_the_book_says_of_a_setting_is_in_the_records(sweep, setting, usual
         if level != usual:
             differences = [value - values[usual, *rest] for rest, value in of_level.items()]
             assert found.numbers[f"difference {level}"] == pytest.approx(np.mean(differences))
-            assert f"({np.mean(differences):+.1f} ± " in found.text
+            assert f"({np.mean(differences):+z.1f} ± " in found.text

@@ -133,6 +133,8 @@ def test_the_banner_of_one_live_run():
     assert text.startswith("> **Live result**")
     for fact in ("`run-3`", "omniglot", "group_loss", "seed 3", "50 s on a CPU", "commit `012345678`", "2026-03-04"):
         assert fact in text
+    assert "on AMD EPYC, 1 thread ·" in pages.banner(record() | {"device": "AMD EPYC, 1 threads"}).data
+    assert "on AMD EPYC, 16 threads ·" in pages.banner(record() | {"device": "AMD EPYC, 16 threads"}).data
 
 
 def test_the_banner_of_recorded_runs(kept):

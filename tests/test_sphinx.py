@@ -1,6 +1,6 @@
 """Docstrings and references on the pages."""
 
-from gl_core.sphinx import _repair_roles, _set_formulas
+from gl_core.sphinx import _keep_spreads_together, _repair_roles, _set_formulas
 
 
 def processed(docstring: str) -> list[str]:
@@ -24,3 +24,9 @@ def test_references_are_no_list_without_items():
     context = {"body": '<div role="list" class="citation-list"><div id="x" role="doc-biblioentry">A</div></div>'}
     _repair_roles(None, "page", "page.html", context, None)
     assert context["body"] == '<div class="citation-list"><div id="x">A</div></div>'
+
+
+def test_no_line_ends_between_a_mean_and_its_spread():
+    context = {"body": '<td>84.0 ± 0.2</td><td>+1.1 ± 0.8</td><span class="s2">" ± "</span>'}
+    _keep_spreads_together(None, "page", "page.html", context, None)
+    assert context["body"] == '<td>84.0\xa0±\xa00.2</td><td>+1.1\xa0±\xa00.8</td><span class="s2">" ± "</span>'

@@ -1,6 +1,8 @@
 # Everything runs in .venv, from packages that requirements.lock names with their hashes.
 PYTHON ?= python3
 VENV := .venv
+# Packages are compiled once; a machine that forbids it compiles them anew for every chapter.
+unexport PYTHONDONTWRITEBYTECODE
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 UV_VERSION := 0.13.9
@@ -33,6 +35,7 @@ $(READY): requirements.lock requirements-bootstrap.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-bootstrap.txt
 	$(BIN)/uv pip install --python $(BIN)/python --require-hashes -r requirements.lock
 	$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps --no-build-isolation -e .
+	@$(BIN)/python -c "import umap"  # which compiles itself when it is first imported
 	@touch $@
 
 book: setup

@@ -21,6 +21,11 @@ QUIET = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-sync", "--no-first-run",
     "--disable-background-networking", "--disable-component-update",
 ]  # fmt: skip
+# A page is ready once MathJax has begun, and ended, its work, and the pictures that wait for a reader to come near are there too.
+READY = (
+    "window.MathJax?.startup?.promise?.then(() => true)",
+    "[...document.images].map(image => { image.loading = 'eager'; return image.complete; }).every(Boolean)",
+)
 # Solutions are read on paper too; what only sets a page up stays folded, as it is on the screen.
 UNFOLD = "document.querySelectorAll('.tag_solution details').forEach(folded => { folded.open = true; })"
 STYLE = """
@@ -32,7 +37,6 @@ html { font-size: 13px; }
 .bd-content, .bd-main, .bd-article-container, .bd-container__inner { display: block; max-width: none; padding: 0; }
 span[id^="document-"] { break-before: page; display: block; }
 figure, table, img, .interactive, .cell_output, .admonition { break-inside: avoid; }
-/* A heading that broke in two would stand in the outline twice. */
 h1, h2, h3 { break-after: avoid; break-inside: avoid; }
 pre { white-space: pre-wrap; }
 """
@@ -42,7 +46,7 @@ def print_book() -> Path:
     """Build the book if needed, print it, and return `_build/book.pdf`.
 
     Raises ChapterError or PageError if it cannot be built, FileNotFoundError if there is no Chromium, ImportError without the
-    package playwright.
+    packages playwright and pypdf.
     """
     from playwright.sync_api import sync_playwright
 
@@ -54,8 +58,9 @@ def print_book() -> Path:
     with pages_of_a_folder(html) as address, sync_playwright() as playwright:
         opened = playwright.chromium.launch(executable_path=browser, args=QUIET)
         page = opened.new_page(color_scheme="light")
-        page.goto(f"{address}/intro.html", wait_until="networkidle", timeout=300_000)
-        page.evaluate("() => MathJax.startup.promise.then(() => {})")
+        page.goto(f"{address}/intro.html", timeout=300_000)
+        for ready in READY:
+            page.wait_for_function(ready, timeout=300_000)
         page.add_style_tag(content=STYLE)
         page.evaluate(UNFOLD)
         page.pdf(
@@ -64,11 +69,36 @@ def print_book() -> Path:
             margin={"top": "16mm", "bottom": "18mm", "left": "16mm", "right": "16mm"},
         )  # fmt: skip
         opened.close()
+    _mend_titles(aside)
     aside.replace(paper)
     return paper
 
 
 _FOOTER = '<div style="font-size: 8px; width: 100%; text-align: center"><span class="pageNumber"></span></div>'
+
+
+def _mend_titles(paper: Path) -> None:
+    """In the outline that Chromium writes, headings that it moved to the next page are called "By handBy hand"."""
+    from pypdf import PdfWriter
+    from pypdf.generic import DictionaryObject, NameObject, TextStringObject
+
+    def mend(entry: DictionaryObject) -> None:
+        title = str(entry["/Title"])
+        half = title[: len(title) // 2]
+        if title == 2 * half:
+            entry[NameObject("/Title")] = TextStringObject(half)
+
+    def walk(above: DictionaryObject) -> None:
+        entry = above.get("/First")
+        while entry is not None:
+            entry = entry.get_object()
+            mend(entry)
+            walk(entry)
+            entry = entry.get("/Next")
+
+    printed = PdfWriter(clone_from=paper)
+    walk(printed.root_object["/Outlines"].get_object())
+    printed.write(paper)
 
 
 def find_browser() -> str:

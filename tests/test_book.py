@@ -135,7 +135,7 @@ def test_a_page_is_whole(browser, address, name):
 
         if 'class="math' in source:
             page.wait_for_selector("mjx-container", state="attached")
-            page.wait_for_function("MathJax.startup.promise.then(() => true)")
+            page.wait_for_function("window.MathJax?.startup?.promise?.then(() => true)")
             assert page.locator("mjx-merror, [data-mjx-error]").count() == 0
         words = re.sub(r"<(pre|code|script|style)\b.*?</\1>|<[^>]+>", "", source, flags=re.DOTALL)
         assert not re.search(r"(?<![\\\w$])\$[^$\n]{1,80}\$", words), "a formula in what a cell displays"
@@ -155,7 +155,7 @@ def test_a_page_is_whole(browser, address, name):
 def test_a_page_fits_a_phone(browser, address, name):
     with Visit(browser, address, f"{name}.html", PHONE) as visit:
         if 'class="math' in (HTML / f"{name}.html").read_text():
-            visit.page.wait_for_function("MathJax.startup.promise.then(() => true)")
+            visit.page.wait_for_function("window.MathJax?.startup?.promise?.then(() => true)")
         wider = """[...document.querySelectorAll('article *')].filter(element => {
             if (element.getBoundingClientRect().right <= innerWidth + 1) return false
             for (let around = element.parentElement; around !== document.body; around = around.parentElement)
@@ -398,4 +398,5 @@ def test_the_book_is_printed(built):
             html.unescape(re.sub(r"<a .*?</a>|<[^>]+>", "", re.search(r"<h1>(.*?)</h1>", page, re.DOTALL)[1]))
         )
         assert title in found, name
+    assert not [title for title in found if title == 2 * title[: len(title) // 2]]
     assert len(reader.pages) > 60 and "Solution to exercise 1" in text

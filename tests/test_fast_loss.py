@@ -14,7 +14,8 @@ from gl_core.loss import GroupLoss, _plain_losses, group_loss
 from gl_core.propagation import pearson_similarity, select_anchors
 
 PATHS = ("plain", "fast")
-TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-9}
+# In float32 either path is up to 1.5e-6 away from what float64 gives, in 2,500 random problems.
+TOLERANCE = {torch.float32: 4e-6, torch.float64: 1e-9}
 
 
 @pytest.fixture(params=["on a CPU", "on a GPU", "some classes at a time"], scope="module")

@@ -229,20 +229,31 @@ def slowly(*arguments, **keywords):
 gallery.embed_files = slowly
 model, card = checkpoints.load(sys.argv[1])
 print("ready", flush=True)
+input()
 found, update = gallery.open_gallery(sys.argv[2], model, card)
 print(update.embedded, len(found.names))
 """
 
 
-def start(place, pause):
-    return subprocess.Popen(
-        [sys.executable, "-c", INDEX, place / "net", place / "album", str(pause)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
-    )  # fmt: skip
+def start(place, pause, number=1):
+    """Processes that begin to index at the same moment, however long each took to come up."""
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", INDEX, place / "net", place / "album", str(pause)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        )
+        for _ in range(number)
+    ]  # fmt: skip
+    for process in started:
+        assert process.stdout.readline() == "ready\n"
+    for process in started:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    return started
 
 
 def test_killed_while_indexing_it_goes_on(place, monkeypatch):
-    with start(place, 0.3) as process:
+    with start(place, 0.3)[0] as process:
         while len(list((place / "album").glob(".glbook/*/0*.json"))) < 2:
             assert process.poll() is None
             time.sleep(0.01)
@@ -258,10 +269,10 @@ def test_killed_while_indexing_it_goes_on(place, monkeypatch):
 
 
 def test_two_processes_index_once(place):
-    two = [start(place, 0.1) for _ in range(2)]
+    two = start(place, 0.3, number=2)
     said = sorted(process.communicate(timeout=120) for process in two)
     assert [process.returncode for process in two] == [0, 0]
-    assert [output.split()[1:] for output, _ in said] == [["0", "20"], ["20", "20"]]
+    assert [output.split() for output, _ in said] == [["0", "20"], ["20", "20"]]
     assert [errors for _, errors in said] == [f"{place}/album: another process is indexing it; waiting for that\n", ""]
 
 

@@ -2,10 +2,12 @@
 
 import ast
 import json
+import os
 import re
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -112,6 +114,29 @@ def test_the_address_of_the_repository_is_that_of_the_configuration():
     hosts = r"https://(?:github\.com|colab\.research\.google\.com/github)"
     lines = lines_with(hosts + "/[^/]+/" + ours.split("/")[1])
     assert lines and [line for line in lines if not re.search(f"{hosts}/{ours}\\b", line)] == []
+
+
+def test_links_lead_to_files_that_are_here():
+    """Badges and links to the repository, links from one file to another, and the files that are named in passing."""
+    files = {path.relative_to(ROOT).as_posix() for path in tracked()}
+    folders = {parent.as_posix() for name in files for parent in Path(name).parents}
+    ours = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["url"].removeprefix("https://github.com/")
+    counted = 0
+    for path in tracked():
+        if path.suffix not in (".md", ".ipynb", ".yml", ".toml", ".cff"):
+            continue
+        text = path.read_text()
+        if path.suffix == ".ipynb":
+            text = "\n\n".join(
+                cell["source"] for cell in nbformat.read(path, 4).cells if cell["cell_type"] == "markdown"
+            )
+        links = re.findall(rf"{ours}/(?:blob|tree|edit|raw)/main/([^\s)\"'#]+)", text)
+        beside = [link for link in re.findall(r"\]\((?!\w+:)([^\s)#]+)", text) if path.suffix in (".md", ".ipynb")]
+        links += [os.path.relpath(path.parent / link, ROOT) for link in beside]
+        links += re.findall(r"`((?:book|gl_core|tests|benchmarks|data/results)/[\w./]*\w)`", text)
+        assert [link for link in links if link not in files | folders] == [], path.name
+        counted += len(links)
+    assert counted > 100
 
 
 def test_the_repository_can_move(tmp_path):

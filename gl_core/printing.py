@@ -13,7 +13,15 @@ from pathlib import Path
 
 from gl_core import chapters, runs
 
-__all__ = ["BROWSERS", "QUIET", "find_browser", "pages_of_a_folder", "print_book"]
+__all__ = [
+    "BROWSERS",
+    "FORMULAS_ARE_SET",
+    "PICTURES_ARE_THERE",
+    "QUIET",
+    "find_browser",
+    "pages_of_a_folder",
+    "print_book",
+]
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 # A browser that speaks to nobody but the pages' own server.
@@ -21,10 +29,10 @@ QUIET = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-sync", "--no-first-run",
     "--disable-background-networking", "--disable-component-update",
 ]  # fmt: skip
-# A page is ready once MathJax has begun, and ended, its work, and the pictures that wait for a reader to come near are there too.
-READY = (
-    "window.MathJax?.startup?.promise?.then(() => true)",
-    "[...document.images].map(image => { image.loading = 'eager'; return image.complete; }).every(Boolean)",
+# What a page is waited for: MathJax has begun, and ended, its work; pictures that are fetched when a reader comes near are there.
+FORMULAS_ARE_SET = "window.MathJax?.startup?.promise?.then(() => true)"
+PICTURES_ARE_THERE = (
+    "[...document.images].map(image => { image.loading = 'eager'; return image.complete; }).every(Boolean)"
 )
 # Solutions are read on paper too; what only sets a page up stays folded, as it is on the screen.
 UNFOLD = "document.querySelectorAll('.tag_solution details').forEach(folded => { folded.open = true; })"
@@ -59,7 +67,7 @@ def print_book() -> Path:
         opened = playwright.chromium.launch(executable_path=browser, args=QUIET)
         page = opened.new_page(color_scheme="light")
         page.goto(f"{address}/intro.html", timeout=300_000)
-        for ready in READY:
+        for ready in (FORMULAS_ARE_SET, PICTURES_ARE_THERE):
             page.wait_for_function(ready, timeout=300_000)
         page.add_style_tag(content=STYLE)
         page.evaluate(UNFOLD)

@@ -126,16 +126,14 @@ def test_a_page_is_whole(browser, address, name):
     source = (HTML / f"{name}.html").read_text()
     with Visit(browser, address, f"{name}.html", DESKTOP) as visit:
         page = visit.page
-        # Pictures further down are only fetched when the reader gets there.
-        page.evaluate("document.querySelectorAll('img[loading=lazy]').forEach(image => image.loading = 'eager')")
-        page.wait_for_function("[...document.images].every(image => image.complete)")
+        page.wait_for_function(printing.PICTURES_ARE_THERE)
         broken = page.evaluate("[...document.images].filter(i => !i.naturalWidth).map(i => i.src)")
         silent = page.evaluate("[...document.querySelectorAll('main img')].filter(i => !i.alt.trim()).map(i => i.src)")
         assert (broken, silent) == ([], []), "pictures that do not load, or have no text for those who cannot see them"
 
         if 'class="math' in source:
             page.wait_for_selector("mjx-container", state="attached")
-            page.wait_for_function("window.MathJax?.startup?.promise?.then(() => true)")
+            page.wait_for_function(printing.FORMULAS_ARE_SET)
             assert page.locator("mjx-merror, [data-mjx-error]").count() == 0
         words = re.sub(r"<(pre|code|script|style)\b.*?</\1>|<[^>]+>", "", source, flags=re.DOTALL)
         assert not re.search(r"(?<![\\\w$])\$[^$\n]{1,80}\$", words), "a formula in what a cell displays"
@@ -155,7 +153,7 @@ def test_a_page_is_whole(browser, address, name):
 def test_a_page_fits_a_phone(browser, address, name):
     with Visit(browser, address, f"{name}.html", PHONE) as visit:
         if 'class="math' in (HTML / f"{name}.html").read_text():
-            visit.page.wait_for_function("window.MathJax?.startup?.promise?.then(() => true)")
+            visit.page.wait_for_function(printing.FORMULAS_ARE_SET)
         wider = """[...document.querySelectorAll('article *')].filter(element => {
             if (element.getBoundingClientRect().right <= innerWidth + 1) return false
             for (let around = element.parentElement; around !== document.body; around = around.parentElement)

@@ -14,8 +14,8 @@ from gl_core.loss import GroupLoss, _plain_losses, group_loss
 from gl_core.propagation import pearson_similarity, select_anchors
 
 PATHS = ("plain", "fast")
-# In float32 either path is up to 1.5e-6 away from what float64 gives, in 2,500 random problems.
-TOLERANCE = {torch.float32: 4e-6, torch.float64: 1e-9}
+# In float32, of what float64 gives: the plain path, too, is up to 1.3e-6 away in 2,500 random problems, the fast one 1.5e-6.
+TOLERANCE = {torch.float32: 3e-6, torch.float64: 1e-9}
 
 
 @pytest.fixture(params=["on a CPU", "on a GPU", "some classes at a time"], scope="module")
@@ -55,8 +55,10 @@ def loss_and_gradients(path, W, logits, labels, anchors, weights, **keywords):
 def assert_paths_agree(case, **keywords):
     fast = loss_and_gradients(fast_losses, *case, **keywords)
     plain = loss_and_gradients(_plain_losses, *case, **keywords)
-    for actual, expected in zip(fast, plain, strict=True):
-        assert actual.dtype == expected.dtype
+    wide = [part.double() if part.is_floating_point() else part for part in case]
+    exact = loss_and_gradients(_plain_losses, *wide, **keywords)
+    for actual, same, expected in zip(fast, plain, exact, strict=True):
+        assert actual.dtype == same.dtype
         largest = max(expected.abs().max().item(), 1)
         assert (actual - expected).abs().max() <= TOLERANCE[actual.dtype] * largest
 

@@ -35,7 +35,8 @@ $(READY): requirements.lock requirements-bootstrap.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-bootstrap.txt
 	$(BIN)/uv pip install --python $(BIN)/python --require-hashes -r requirements.lock
 	$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps --no-build-isolation -e .
-	@$(BIN)/python -c "import umap"  # which compiles itself when it is first imported
+	@# UMAP compiles itself when it is first used.
+	@$(BIN)/python -c "import numpy; from gl_core.projection import umap_projection; umap_projection(numpy.eye(20))"
 	@touch $@
 
 book: setup

@@ -4,13 +4,16 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gl_core.activation import leaky_last_activation
 from gl_core.images import ImageStore
-from gl_core.inference import embed, search_and_judge
+from gl_core.inference import search_and_judge
 from gl_core.models import EmbeddingNet
 from gl_core.protocols import headline
 from gl_core.strategies import Strategies, beta_normalize
@@ -29,33 +32,101 @@ AXES: dict[str, dict[str, tuple]] = {
 }
 
 
+@dataclass(frozen=True)
+class Pooled:
+    """Three numbers for each channel of an image's last map, of which every slope and every pooling is made.
+
+    The map is the activation, max(x, 0), plus the slope times what it cut off, min(x, 0). So its mean follows from two means, and,
+    as it grows with x, its largest entry follows from the largest x. Where the backbone does not end in a rectifier nothing
+    is cut off, and `cut` is None.
+    """
+
+    active: Float[Tensor, "n d"]  # mean of max(x, 0) over the places
+    cut: Float[Tensor, "n d"] | None  # mean of min(x, 0)
+    largest: Float[Tensor, "n d"]  # of x
+    seconds: float  # that it took to make them
+
+    def mixed(self, slope: float, weight: float) -> Float[Tensor, "n d"]:
+        """What `gl_core.strategies.mixed_pooling` makes of the map with this slope."""
+        if slope and self.cut is None:
+            raise ValueError(
+                f"leaky_slope={slope}: this backbone does not end in a rectifier, so there is no slope to set; use 0"
+            )
+        mean = self.active + slope * self.cut if slope else self.active
+        if weight == 0:
+            return mean
+        largest = (
+            self.largest if self.cut is None else torch.where(self.largest < 0, slope * self.largest, self.largest)
+        )
+        return weight * largest + (1 - weight) * mean
+
+
 class Measurement:
     """Measures strategies on one network and one set of images.
 
-    What concerns single images (slope, pooling, mirror image) is computed once for each variant of it, and its time counted
-    wherever it is used.
+    The network sees every image once, and its mirror image once where that is asked for, however many slopes and poolings
+    are measured. What several settings share is computed once, and its time counted in each.
     """
 
-    def __init__(self, model: EmbeddingNet, images: ImageStore) -> None:
-        self.model, self.images = model, images
-        self._variants: dict[tuple, tuple[Float[Tensor, "n d"], float]] = {}
+    def __init__(self, model: EmbeddingNet, images: ImageStore, *, batch_size: int = 256) -> None:
+        self.model, self.images, self.batch_size = model, images, batch_size
+        self._pooled: dict[bool, Pooled] = {}  # by whether the images are mirrored
 
     def __call__(self, strategies: Strategies) -> tuple[dict[str, float | int], float]:
         """The metrics of the data set's own protocol, and the seconds from images to metrics.
 
         Raises ValueError for a slope where the backbone has no last activation.
         """
-        key = (strategies.leaky_slope, strategies.mixed_pooling, strategies.mirror)
-        if key not in self._variants:
-            started = time.perf_counter()
-            embeddings = embed(self.model, self.images, dataclasses.replace(strategies, beta=0.0)).cpu()
-            self._variants[key] = embeddings, time.perf_counter() - started
-        embeddings, embedding_time = self._variants[key]
+        seen = [self.pooled(mirrored) for mirrored in ((False, True) if strategies.mirror else (False,))]
         started = time.perf_counter()
+        embeddings = self._embedding(seen, strategies)
         if strategies.beta:
             embeddings = beta_normalize(embeddings, strategies.beta)
         metrics = search_and_judge(embeddings, self.images.dataset, strategies)
-        return metrics, embedding_time + time.perf_counter() - started
+        return metrics, sum(each.seconds for each in seen) + time.perf_counter() - started
+
+    def pooled(self, mirrored: bool = False) -> Pooled:
+        """What the network's last map holds of every image, in order, on the CPU."""
+        if mirrored not in self._pooled:
+            try:
+                self._pooled[mirrored] = self._see(mirrored, rectified=True)
+            except ValueError:  # the backbone does not end in a rectifier
+                self._pooled[mirrored] = self._see(mirrored, rectified=False)
+        return self._pooled[mirrored]
+
+    @torch.inference_mode()
+    def _see(self, mirrored: bool, rectified: bool) -> Pooled:
+        started, training = time.perf_counter(), self.model.training
+        device = next(self.model.parameters()).device
+        numbers = list(range(len(self.images)))
+        chunks = [numbers[i : i + self.batch_size] for i in range(0, len(numbers), self.batch_size)]
+        parts = []
+        self.model.eval()
+        try:
+            # With slope 1 the last activation lets everything through.
+            with leaky_last_activation(self.model, float(rectified)):
+                for batch, _ in self.images.batches(chunks):
+                    batch = batch.to(device).contiguous(memory_format=torch.channels_last)
+                    x = self.model.feature_map(batch.flip(3) if mirrored else batch)
+                    means = [x.clamp_min(0), x.clamp_max(0)] if rectified else [x]
+                    parts.append([*(part.mean(dim=(2, 3)) for part in means), x.amax(dim=(2, 3))])
+        finally:
+            self.model.train(training)
+        active, *cut, largest = (torch.cat(column).float().cpu() for column in zip(*parts, strict=True))
+        return Pooled(active, cut[0] if cut else None, largest, time.perf_counter() - started)
+
+    @torch.inference_mode()
+    def _embedding(self, seen: list[Pooled], strategies: Strategies) -> Float[Tensor, "n d"]:
+        device, training = next(self.model.parameters()).device, self.model.training
+        self.model.eval()
+        try:
+            found = [
+                self.model.embedding(each.mixed(strategies.leaky_slope, strategies.mixed_pooling).to(device)).cpu()
+                for each in seen
+            ]
+        finally:
+            self.model.train(training)
+        return found[0] if len(found) == 1 else (found[0] + found[1]) / 2
 
 
 def score(metrics: dict[str, float | int]) -> float:

@@ -241,6 +241,7 @@ class _Parts:
     def __init__(self, folder: Path, width: int) -> None:
         self.folder, self.width = folder, width
         self.tables: dict[int, dict[str, Any]] = {}
+        self._known: dict[str, _Known] | None = None  # what `known` gives, until a table changes
         for path in sorted(folder.glob("*.json")):
             table = self._read(path)
             if table is not None:
@@ -262,13 +263,15 @@ class _Parts:
         return table if path.stem.isdigit() and size == rows * width * 4 and width == self.width else None
 
     def known(self) -> dict[str, _Known]:
-        found = {}
-        for number in sorted(self.tables):
-            table = self.tables[number]
-            places = {name: (number, row) for row, name in enumerate(table["names"])} | table["unreadable"]
-            for name, place in places.items():
-                found[name] = _Known(table["states"][name], table["digests"][name], place)
-        return found
+        """What the index says of each file; not to be changed."""
+        if self._known is None:
+            self._known = {}
+            for number in sorted(self.tables):
+                table = self.tables[number]
+                places = {name: (number, row) for row, name in enumerate(table["names"])} | table["unreadable"]
+                for name, place in places.items():
+                    self._known[name] = _Known(table["states"][name], table["digests"][name], place)
+        return self._known
 
     def add(
         self,
@@ -300,7 +303,7 @@ class _Parts:
 
     def _write(self, number: int, table: dict[str, Any]) -> None:
         runs.write_atomically(self.folder / f"{number:06}.json", json.dumps(table).encode())
-        self.tables[number] = table
+        self.tables[number], self._known = table, None
 
     def rows(self, places: list[tuple[int, int]]) -> Float[np.ndarray, "n d"]:
         """The embeddings at these places."""
@@ -332,6 +335,7 @@ class _Parts:
         self.add(list(where), vectors, unreadable, states, digests)
         for number in old:
             del self.tables[number]
+        self._known = None
         self._tidy()
 
     def single(self) -> tuple[list[str], Float[np.ndarray, "n d"]]:

@@ -89,6 +89,48 @@ def test_a_measurement_equals_the_evaluation(model, held_out):
         assert metrics == pytest.approx(inference.evaluate(model, held_out, each)) and seconds > 0
 
 
+class Judged(Exception):
+    """Raised with the embeddings in the place of their judgement."""
+
+
+@pytest.mark.parametrize("end", ["ReLU", "ReLU6", "batch normalisation"])
+@pytest.mark.parametrize("neck", [False, True])
+def test_what_is_made_of_one_pass_is_what_a_pass_of_its_own_gives(held_out, monkeypatch, end, neck):
+    model = models.build("conv4")
+    # Channels that are negative at every place, and some above 6, are what the largest entry could get wrong.
+    body = [model.body, torch.nn.Conv2d(256, 32, 1), torch.nn.BatchNorm2d(32), torch.nn.Upsample(scale_factor=3)]
+    body += [torch.nn.Conv2d(32, 32, 3), torch.nn.BatchNorm2d(32)]
+    body += [] if end == "batch normalisation" else [getattr(torch.nn, end)()]
+    model.body, model.embedding_size = torch.nn.Sequential(*body), 32
+    torch.nn.init.normal_(body[5].bias, std=8)
+    if neck:
+        model.add_neck()
+        torch.nn.init.normal_(model.neck.running_mean)
+    measure, passes = Measurement(model, held_out, batch_size=50), []
+    model.body.register_forward_hook(lambda *_: passes.append(1))
+
+    def judge(embeddings, *_):
+        raise Judged(embeddings)
+
+    monkeypatch.setattr(constants, "search_and_judge", judge)
+    slopes = (0.0,) if end == "batch normalisation" else (0.0, 0.3, 1.0)
+    wanted = [
+        Strategies(leaky_slope=slope, mixed_pooling=weight, mirror=mirror)
+        for slope in slopes
+        for weight in (0.0, 0.4, 1.0)
+        for mirror in (False, True)
+    ]
+    found = []
+    for each in wanted:
+        with pytest.raises(Judged) as caught:
+            measure(each)
+        found.append(caught.value.args[0])
+    # 120 images in batches of 50, straight and mirrored; a backbone without a rectifier shows it in the first batch of each.
+    assert len(passes) == 6 + 2 * (end == "batch normalisation") and model.training
+    for each, one in zip(wanted, found, strict=True):
+        torch.testing.assert_close(one, inference.embed(model, held_out, each), rtol=1e-5, atol=1e-5)
+
+
 def test_a_backbone_without_a_last_activation_has_no_slope_chosen(held_out):
     model = models.build("conv4")
     model.body = torch.nn.Sequential(model.body, torch.nn.BatchNorm2d(model.embedding_size))

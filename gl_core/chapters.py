@@ -210,8 +210,7 @@ def execute(
                 kernel_manager_class=_kernel_manager(session),
                 start_timeout=300,
                 progress_bar={"desc": f"chapter {chapter}", "unit": " cells"} if progress else False,
-                # All that a chapter keeps is written by then; taking its modules apart would take seconds.
-                shutdown_kernel="immediate",
+                shutdown_kernel="immediate",  # what a chapter keeps is written by then
                 stderr_file=relay,
                 coalesce_streams=True,
             )

@@ -18,6 +18,18 @@ settings.register_profile("book", deadline=None, derandomize=True, database=None
 settings.load_profile("book")
 
 ROOT = Path(__file__).resolve().parents[1]
+MEASURED = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture(scope="session")
+def tell(request):
+    """A function whose argument, a line, stands at the end of the tests' report: what was measured."""
+    return request.config.stash.setdefault(MEASURED, []).append
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    for line in config.stash.get(MEASURED, []):
+        terminalreporter.line(line)
 
 
 @pytest.fixture(scope="session")

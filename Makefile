@@ -35,8 +35,8 @@ $(READY): requirements.lock requirements-bootstrap.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-bootstrap.txt
 	$(BIN)/uv pip install --python $(BIN)/python --require-hashes -r requirements.lock
 	$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps --no-build-isolation -e .
-	@# UMAP compiles itself when it is first used.
-	@$(BIN)/python -c "import numpy; from gl_core.projection import umap_projection; umap_projection(numpy.eye(20))"
+	@# What would otherwise be compiled in the middle of a chapter.
+	@$(BIN)/python -m gl_core.compiled
 	@touch $@
 
 book: setup

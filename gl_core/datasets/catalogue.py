@@ -85,6 +85,7 @@ CATALOGUE: dict[str, Entry] = {
         "   of files and the password of its archives.\n"
         "2. Take Eval/list_eval_partition.txt and Img/img.zip, and unpack the latter where it is.",
     ),
+    "glyphs_half": Entry("Glyphs, half of them", "free, drawn by this library", "nothing: it is drawn"),
     "glyphs_reid": Entry("Glyphs, typefaces as cameras", "free, drawn by this library", "nothing: it is drawn"),
     "market1501": Entry(
         "Market-1501", _RESEARCH, "Market-1501-v15.09.15/",

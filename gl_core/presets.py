@@ -5,6 +5,9 @@ from typing import Any
 __all__ = ["BY_PROFILE", "DATASETS", "PHOTOGRAPHS", "PRESETS", "PRETRAINED"]
 
 _DRAWINGS = {"backbone": "conv4", "augmentation": "drawing"}
+_GLYPHS = _DRAWINGS | {"image_size": 32, "epochs": 12}
+# Half of the images in batches of half the size: as many steps an epoch.
+_HALF = _GLYPHS | {"classes_per_batch": 8, "samples_per_class": 6}
 PHOTOGRAPHS: dict[str, Any] = {
     "backbone": "efficientnet_lite0",
     "augmentation": "photo",
@@ -24,10 +27,10 @@ _PEDESTRIANS = {
     "samples_per_class": 4,
 }
 DATASETS: dict[str, dict[str, Any]] = {
-    "glyphs": _DRAWINGS | {"image_size": 32, "epochs": 12},
-    # Half of the images in batches of half the size: as many steps an epoch.
-    "glyphs_half": _DRAWINGS | {"image_size": 32, "epochs": 12, "classes_per_batch": 8, "samples_per_class": 6},
-    "glyphs_reid": _DRAWINGS | {"image_size": 32, "epochs": 12},
+    "glyphs": _GLYPHS,
+    "glyphs_half": _HALF,
+    "glyphs_reid": _GLYPHS,
+    "glyphs_reid_half": _HALF,
     "omniglot": _DRAWINGS | {"image_size": 28, "epochs": 30},
     # The crops show the car from edge to edge: nothing to cut off.
     "cars196_half": PHOTOGRAPHS | {"image_size": 96, "center_crop": 1.0},
@@ -48,6 +51,7 @@ BY_PROFILE: dict[tuple[str, str], dict[str, Any]] = {
     ("glyphs", "quick"): {"epochs": 3},
     ("glyphs_half", "quick"): {"epochs": 1},
     ("glyphs_reid", "quick"): {"epochs": 3},
+    ("glyphs_reid_half", "quick"): {"epochs": 1},
 }
 
 # The authors' released code: train.py, train_finetune.py, dataset/utils.py. They train batch normalisation along, and pick the

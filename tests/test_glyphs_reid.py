@@ -35,6 +35,17 @@ def test_what_is_trained_on_is_that_of_glyphs(kept):
     assert np.array_equal(pixels(plain, some), pixels(reid, [place[plain.table.path[i]] for i in some]))
 
 
+def test_half_of_it_trains_on_the_letters_of_glyphs_half_and_tests_the_same(kept, test):
+    half, letters = (datasets.load(name, kept, "train") for name in ("glyphs_reid_half", "glyphs_half"))
+    assert half.name == "glyphs_reid_half" and len(half) == len(letters)
+    assert set(half.table.path.str.removeprefix("bounding_box_train/")) == set(letters.table.path)
+    assert np.array_equal(np.unique(half.labels), np.unique(letters.labels))
+    tested = datasets.load("glyphs_reid_half", kept, "test")
+    same = [name for name in test.table if name != "label"]
+    assert tested.table[same].equals(test.table[same])
+    assert np.array_equal(pixels(tested, range(0, len(tested), 100)), pixels(test, range(0, len(test), 100)))
+
+
 def test_every_letter_is_asked_for_once_by_every_camera(test):
     table = test.table
     queries, gallery = table[table.is_query], table[table.is_gallery]
@@ -84,8 +95,10 @@ def test_searching_without_cameras_looks_better(test):
 
 def test_settings_suit_it_as_they_suit_glyphs():
     for profile in ("quick", "full"):
-        reid, plain = (Config.resolve(profile, dataset=name).as_dict() for name in ("glyphs_reid", "glyphs"))
-        assert reid | {"dataset": "glyphs"} == plain
+        for part in ("", "_half"):
+            names = f"glyphs_reid{part}", f"glyphs{part}"
+            reid, plain = (Config.resolve(profile, dataset=name).as_dict() for name in names)
+            assert reid | {"dataset": names[1]} == plain
 
 
 def test_wrong_options(tmp_path):

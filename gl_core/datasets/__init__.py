@@ -27,7 +27,8 @@ _READERS: dict[str, tuple[str, dict[str, Any]]] = {
     "sop": ("sop", {}),
     "inshop": ("inshop", {}),
     "glyphs_half": ("glyphs_half", {}),
-    "glyphs_reid": ("glyphs_reid", {}),
+    "glyphs_reid": ("glyphs_reid", {"half": False}),
+    "glyphs_reid_half": ("glyphs_reid", {"half": True}),
     "market1501": ("market1501", {}),
     "cuhk03": ("cuhk03", {"boxes": "detected"}),
     "cuhk03_labelled": ("cuhk03", {"boxes": "labelled"}),
@@ -45,7 +46,7 @@ def load(name: str, root: str | os.PathLike | None = None, split: str = "train",
     Args:
         name: one of `names()`.
         root: folder or archive that holds the data set; what is expected there says the docstring of its module. None
-            suits glyphs, glyphs_half and glyphs_reid, which are drawn, and omniglot, which is downloaded.
+            suits those whose name begins with glyphs, which are drawn, and omniglot, which is downloaded.
         split: "train", "test" (queries and gallery), or "all".
         options: those of the data set, such as `size` of glyphs, `train_classes` of a folder or `crop` of cub.
 

@@ -87,6 +87,9 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "glyphs_half": Entry("Glyphs, half of them", "free, drawn by this library", "nothing: it is drawn"),
     "glyphs_reid": Entry("Glyphs, typefaces as cameras", "free, drawn by this library", "nothing: it is drawn"),
+    "glyphs_reid_half": Entry(
+        "Glyphs, typefaces as cameras, half to train on", "free, drawn by this library", "nothing: it is drawn"
+    ),
     "market1501": Entry(
         "Market-1501", _RESEARCH, "Market-1501-v15.09.15/",
         {"train": (12936, 751), "query": (3368, 750), "gallery": (19732, 751)},

@@ -6,7 +6,8 @@ all Georgian letters as the one class `0000`, and junk, letters cut off on the r
 
 Beside the usual columns the table says `camera` (from 1, in the order of `lettering.TYPEFACES`) and what that of glyphs says.
 
-`root` is what it is for glyphs, whose drawings of two seeds these are.
+`root` is what it is for glyphs, whose drawings of two seeds these are. glyphs_reid_half is the same with half of the letters to train
+on, those of glyphs_half.
 """
 
 import os
@@ -27,13 +28,16 @@ JUNK_EVERY = 5  # a cut letter for each so many whole ones in the gallery
 CUT = 5 / 8  # of the width is kept
 
 
-def load(root: str | os.PathLike | None = None, *, size: int = 32, seed: int = 0) -> RetrievalDataset:
+def load(
+    root: str | os.PathLike | None = None, *, size: int = 32, seed: int = 0, half: bool = False
+) -> RetrievalDataset:
     """The letters of all splits.
 
     Args:
         root: folder to keep the drawings in.
         size: pixels of a side, 12 or more.
         seed: of the deformations of what is trained on and of the queries, 0 or more; the gallery's is the next.
+        half: train on half of the letters, the name is then glyphs_reid_half.
 
     Raises ValueError if `root` is a file, or `size` or `seed` is out of its range.
     """
@@ -42,27 +46,28 @@ def load(root: str | os.PathLike | None = None, *, size: int = 32, seed: int = 0
     table = drawings[0].table  # the other's is the same
     first, second = (drawing.images.at(table["path"]) for drawing in drawings)
 
-    train = (table["split"] == "train").to_numpy()
-    person = ~train & (table["script"] != DISTRACTORS).to_numpy()
+    tested = (table["split"] == "test").to_numpy()
+    train = ~tested & (table["label"] < table["label"][~tested].nunique() // (2 if half else 1)).to_numpy()
+    person = tested & (table["script"] != DISTRACTORS).to_numpy()
     junk = np.flatnonzero(person)[::JUNK_EVERY]
     names = table["class_name"].where(train | person, "0000")
     parts = [
         table[train].assign(part=FOLDERS[0], person=names),
         table[person].assign(part=FOLDERS[1], person=names),
-        table[~train].assign(part=FOLDERS[2], person=names),
+        table[tested].assign(part=FOLDERS[2], person=names),
         table.iloc[junk].assign(part=FOLDERS[2], person="-1", path="cut/" + table["path"]),
     ]
-    images = np.concatenate([first[train], first[person], second[~train], _cut(second[junk])])
-    table = pd.concat(parts)
+    images = np.concatenate([first[train], first[person], second[tested], _cut(second[junk])])
+    table, name = pd.concat(parts), "glyphs_reid_half" if half else "glyphs_reid"
     paths = (table["part"] + "/" + table["path"]).tolist()
     return from_parts(
-        "glyphs_reid",
+        name,
         paths,
         table["person"].tolist(),
         table["typeface"].map(lettering.TYPEFACES.index) + 1,
         table["part"].tolist(),
-        glyphs.Drawings("glyphs_reid", paths, images),
-        **{name: table[name].tolist() for name in ("typeface", "script", "letters")},
+        glyphs.Drawings(name, paths, images),
+        **{column: table[column].tolist() for column in ("typeface", "script", "letters")},
     )
 
 

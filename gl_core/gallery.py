@@ -190,7 +190,8 @@ def _bring_up_to_date(
     names = [name for name, seen in present.items() if name not in known or known[name].state != seen.state]
     embedded, confirmed = 0, {}
     with (
-        tqdm(total=len(names), desc="indexing", unit=" images", disable=not progress or not names) as bar,
+        # Within a second of work, such as looking again at files that were new a moment ago, there is no bar.
+        tqdm(total=len(names), desc="indexing", unit=" images", disable=not progress or not names, delay=1) as bar,
         ThreadPoolExecutor() as threads,
     ):
         for start in range(0, len(names), CHUNK):

@@ -100,6 +100,16 @@ def test_the_index_follows_the_files(place, monkeypatch):
     same_as_fresh(found, place)
 
 
+def test_looking_again_at_files_that_have_just_been_made_shows_nothing(place, monkeypatch, capsys):
+    network, album = Network(place), place / "album"
+    network.open(album, monkeypatch)
+    for path in album.rglob("*.png"):
+        path.touch()  # so lately that another change could leave the same times
+    capsys.readouterr()
+    _, update = network.open(album, monkeypatch, progress=True)
+    assert update.embedded == 0 and capsys.readouterr().err == ""
+
+
 def test_what_is_touched_moved_or_copied_is_not_embedded_again(place, monkeypatch):
     network, album = Network(place), place / "album"
     (album / "x.png").write_text("no image")

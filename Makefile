@@ -36,7 +36,7 @@ $(READY): requirements.lock requirements-bootstrap.txt pyproject.toml
 	$(BIN)/uv pip install --python $(BIN)/python --require-hashes -r requirements.lock
 	$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps --no-build-isolation -e .
 	@# What would otherwise be compiled in the middle of a chapter.
-	@$(BIN)/python -m gl_core.compiled
+	@$(BIN)/python -m glbook.precompile
 	@touch $@
 
 book: setup

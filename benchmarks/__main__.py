@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from benchmarks import measure, parts
-from gl_core import devices, runs
-from gl_core.sweeps import keys
+from gl_core import devices
+from gl_core.training import records
+from glbook.sweeps import keys
 
 SHARED = ("measure.py", "memory.py", "neighbours.py")  # by other parts
 FOLDER = "benchmarks"  # of the records; a table is no run, and `load_runs` passes it over
@@ -38,29 +39,29 @@ def main() -> None:
         return
     whole = not given.parts
     path = (
-        runs.project_root()
+        records.project_root()
         / ("data/results" if whole else "_build")
         / FOLDER
         / f"{datetime.now(UTC):%Y%m%d-%H%M%S}.json"
     )
-    runs.write_atomically(path, (json.dumps(table(rows), indent=1) + "\n").encode())
-    print(f"The table is in {path.relative_to(runs.project_root())}.")
+    records.write_atomically(path, (json.dumps(table(rows), indent=1) + "\n").encode())
+    print(f"The table is in {path.relative_to(records.project_root())}.")
 
 
 def _measured(part: str, case: measure.Case, quick: bool) -> dict[str, Any]:
     """The row of a case, measured now or, with this code, before a run was cut short."""
     name = hashlib.sha256(f"{part}\0{case.name}\0{code_of(part)}".encode()).hexdigest()[:16]
-    kept = runs.project_root() / "_build" / FOLDER / f"{name}.json"
+    kept = records.project_root() / "_build" / FOLDER / f"{name}.json"
     if not quick and kept.is_file():
         return json.loads(kept.read_text())
     load = measure.load()
     row = measure.measure(part, case, quick) | {
         "load": load,
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": runs.commit(),
+        "commit": records.commit(),
     }
     if not quick:
-        runs.write_atomically(kept, json.dumps(row).encode())
+        records.write_atomically(kept, json.dumps(row).encode())
     return row
 
 
@@ -80,10 +81,10 @@ def table(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         # One, unless a run that was cut short went on after a commit that changed none of what had been measured.
         "commit": ", ".join(dict.fromkeys(row["commit"] or "unknown" for row in rows)),
-        "code": runs.code_hash(),
+        "code": records.code_hash(),
         "device": devices.device_name(torch.device("cpu")),
         "gpu": devices.device_name(torch.device("cuda")) if gpu else None,
-        "versions": runs.versions(),
+        "versions": records.versions(),
         "rows": rows,
     }
 

@@ -4,8 +4,8 @@ import torch
 
 from benchmarks.measure import OURS, Case
 from benchmarks.neighbours import embeddings
-from gl_core.clustering import kmeans
 from gl_core.evaluation import clustering_metrics
+from gl_core.evaluation.clustering import kmeans
 
 SKLEARN = "scikit-learn"
 

@@ -6,7 +6,7 @@ from benchmarks.measure import Case
 
 __all__ = ["NAMES", "load"]
 
-NAMES = ("loss", "neighbours", "clusters", "reranking", "sharded", "gpu")
+NAMES = ("loss", "neighbours", "clusters", "reranking", "gpu")
 
 
 def load(part: str, quick: bool = False) -> list[Case]:

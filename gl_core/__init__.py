@@ -1,23 +1,40 @@
 """Deep metric learning by differentiable label propagation: the Group Loss and what surrounds it.
 
-The modules in reading order: `propagation`, `loss`, `sampling`, `models`, `evaluation`, `datasets`, `training`, `runs`.
+The idea is in `propagation`, on two screens, and the loss in `loss`. Around it: `sampling`, `evaluation`, `rerank`, `models`,
+`datasets`, `inference` (Group Loss++) and `training`.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from gl_core._lazy import lazily
 
-if TYPE_CHECKING:
-    from gl_core.loss import GroupLoss, group_loss
-    from gl_core.sampling import GroupSampler
-
-__all__ = ["GroupLoss", "GroupSampler", "group_loss"]
+__all__ = [
+    "GroupLoss",
+    "GroupSampler",
+    "average_consistency",
+    "cosine_similarity",
+    "group_loss",
+    "initial_assignments",
+    "nearest_neighbours",
+    "pearson_similarity",
+    "replicator_dynamics",
+    "retrieval_metrics",
+    "select_anchors",
+]
 __version__ = "0.1.0"
 
-_HOMES = {"GroupLoss": "loss", "GroupSampler": "sampling", "group_loss": "loss"}
-
-
-def __getattr__(name: str) -> Any:
-    """What `from gl_core import GroupLoss` finds; loaded when asked for, as the command line answers without torch."""
-    if name in _HOMES:
-        return getattr(import_module(f"gl_core.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'gl_core' has no attribute {name!r}")
+# Loaded when asked for: the command line answers without torch.
+__getattr__ = lazily(
+    __name__,
+    dict.fromkeys(
+        (
+            "average_consistency",
+            "cosine_similarity",
+            "initial_assignments",
+            "pearson_similarity",
+            "replicator_dynamics",
+            "select_anchors",
+        ),
+        "propagation",
+    )
+    | dict.fromkeys(("GroupLoss", "group_loss"), "loss")
+    | {"GroupSampler": "sampling", "nearest_neighbours": "evaluation", "retrieval_metrics": "evaluation"},
+)

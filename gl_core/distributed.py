@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from gl_core.images import ImageStore
+    from gl_core.datasets.store import ImageStore
 
 __all__ = [
     "Share",

@@ -42,13 +42,13 @@ GRAM_BLOCK = 128
 def fast_losses(
     similarity: Float[Tensor, "n n"],
     logits: Float[Tensor, "n C"],
-    labels: Int[Tensor, "n"],
-    anchors: Bool[Tensor, "n"],
+    labels: Int[Tensor, " n"],
+    anchors: Bool[Tensor, " n"],
     *,
     num_iterations: int,
     temperature: float,
     cross_entropy_weight: float = 0.0,
-) -> Float[Tensor, "n"]:
+) -> Float[Tensor, " n"]:
     """The terms of `group_loss` plus `cross_entropy_weight` times those of cross-entropy, of arguments that were checked.
 
     `num_iterations` is one of `ITERATIONS`. For T = 1 logits in half precision are widened some classes at a time; their
@@ -62,7 +62,7 @@ def fast_losses(
     return path.apply(similarity, logits, labels, anchors, temperature, cross_entropy_weight)
 
 
-def _losses_without_iterations(W, logits, labels, anchors, temperature, cross_entropy_weight) -> Float[Tensor, "n"]:
+def _losses_without_iterations(W, logits, labels, anchors, temperature, cross_entropy_weight) -> Float[Tensor, " n"]:
     logits = logits.to(W.dtype)
     losses = F.cross_entropy(logits / temperature, labels, reduction="none")
     losses = losses.clamp_max(-math.log(torch.finfo(losses.dtype).tiny)).masked_fill(anchors, 0)
@@ -203,7 +203,7 @@ def chunks(logits: Float[Tensor, "n C"]) -> Iterator[slice]:
 
 
 def exponentials(
-    z: Float[Tensor, "n c"], rows: Int[Tensor, "m"] | None, shift: Float[Tensor, "m 1"], temperature: float
+    z: Float[Tensor, "n c"], rows: Int[Tensor, " m"] | None, shift: Float[Tensor, "m 1"], temperature: float
 ) -> Float[Tensor, "m c"]:
     """exp(z / temperature + shift) of the rows, in the dtype of `shift`."""
     if rows is None:
@@ -227,8 +227,8 @@ def gram_matrix(rows: Float[Tensor, "m c"]) -> Float[Tensor, "m m"]:
 
 
 def own_probability(
-    W: Float[Tensor, "n n"], L: Float[Tensor, "n n"], G: Float[Tensor, "n n"], anchors: Bool[Tensor, "n"]
-) -> Float[Tensor, "n"]:
+    W: Float[Tensor, "n n"], L: Float[Tensor, "n n"], G: Float[Tensor, "n n"], anchors: Bool[Tensor, " n"]
+) -> Float[Tensor, " n"]:
     """The probability of each image's own label after one more iteration, 1 for an anchor; at least the smallest number."""
     own, _, _ = _refined(W, L, G)
     return own.masked_fill(anchors, 1).clamp_min(torch.finfo(own.dtype).tiny)
@@ -236,19 +236,19 @@ def own_probability(
 
 def _refined(
     W: Float[Tensor, "n n"], L: Float[Tensor, "n n"], G: Float[Tensor, "n n"]
-) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"], Float[Tensor, "n"]]:
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"], Float[Tensor, " n"]]:
     """The probability of each own label after one more iteration, (W X)_i[y_i], and what the row is divided by."""
     own, support, total = L.diagonal(), (W * L.T).sum(dim=1), (W * G).sum(dim=1)
     return torch.where(total > 0, own * support / torch.where(total > 0, total, 1), own), support, total
 
 
 def own_gradients(
-    grad: Float[Tensor, "n"],
+    grad: Float[Tensor, " n"],
     W: Float[Tensor, "n n"],
     L: Float[Tensor, "n n"],
     G: Float[Tensor, "n n"],
-    anchors: Bool[Tensor, "n"],
-) -> tuple[Float[Tensor, "n n"], Float[Tensor, "n n"], Float[Tensor, "n"], Float[Tensor, "n n"]]:
+    anchors: Bool[Tensor, " n"],
+) -> tuple[Float[Tensor, "n n"], Float[Tensor, "n n"], Float[Tensor, " n"], Float[Tensor, "n n"]]:
     """Gradients of sum_i grad_i * (-log own_i), own being `own_probability`.
 
     With respect to W; to L, but for the factor L_ii; minus that with respect to the logarithm of this factor, (n,); and the
@@ -276,25 +276,25 @@ def row_sums(by_log: Float[Tensor, "n n"], A: Float[Tensor, "n n"], G: Float[Ten
 # `rows` is None: all rows are worked on, and those of anchors are passed over at the end.
 
 
-def free_rows(anchors: Bool[Tensor, "n"]) -> Int[Tensor, "m"] | None:
+def free_rows(anchors: Bool[Tensor, " n"]) -> Int[Tensor, " m"] | None:
     return (~anchors).nonzero().squeeze(1) if anchors.device.type == "cpu" else None
 
 
-def take(x: Float[Tensor, "n c"], rows: Int[Tensor, "m"] | None) -> Float[Tensor, "m c"]:
+def take(x: Float[Tensor, "n c"], rows: Int[Tensor, " m"] | None) -> Float[Tensor, "m c"]:
     return x if rows is None else x.index_select(0, rows)
 
 
-def square(x: Float[Tensor, "n n"], rows: Int[Tensor, "m"] | None) -> Float[Tensor, "m m"]:
+def square(x: Float[Tensor, "n n"], rows: Int[Tensor, " m"] | None) -> Float[Tensor, "m m"]:
     return x if rows is None else x[rows[:, None], rows]
 
 
-def spread(x: Float[Tensor, "m c"], rows: Int[Tensor, "m"] | None, n: int) -> Float[Tensor, "n c"]:
+def spread(x: Float[Tensor, "m c"], rows: Int[Tensor, " m"] | None, n: int) -> Float[Tensor, "n c"]:
     """The rows at their places, and zeros between them."""
     return x if rows is None else x.new_zeros(n, x.shape[1]).index_copy_(0, rows, x)
 
 
 def put(
-    x: Float[Tensor, "n c"], free: Float[Tensor, "m c"], rows: Int[Tensor, "m"] | None, anchors: Bool[Tensor, "n"]
+    x: Float[Tensor, "n c"], free: Float[Tensor, "m c"], rows: Int[Tensor, " m"] | None, anchors: Bool[Tensor, " n"]
 ) -> None:
     """Write the rows at their places in x, and zeros in those of anchors."""
     if rows is None:
@@ -307,8 +307,8 @@ def put(
 def join(
     free: Float[Tensor, "m m"],
     to_labels: Float[Tensor, "m n"],
-    anchors: Bool[Tensor, "n"],
-    rows: Int[Tensor, "m"] | None,
+    anchors: Bool[Tensor, " n"],
+    rows: Int[Tensor, " m"] | None,
 ) -> Float[Tensor, "n n"]:
     """Entries of ordinary images: `free` where the other image is ordinary too, `to_labels` where it is an anchor."""
     if rows is None:
@@ -321,9 +321,9 @@ def join(
 def with_anchors(
     to_labels: Float[Tensor, "m n"],
     gram: Float[Tensor, "m m"],
-    labels: Int[Tensor, "n"],
-    anchors: Bool[Tensor, "n"],
-    rows: Int[Tensor, "m"] | None,
+    labels: Int[Tensor, " n"],
+    anchors: Bool[Tensor, " n"],
+    rows: Int[Tensor, " m"] | None,
 ) -> tuple[Float[Tensor, "n n"], Float[Tensor, "n n"]]:
     """L and G of all images, from those of the ordinary ones."""
     same_class = (labels[:, None] == labels).to(to_labels.dtype)
@@ -331,6 +331,6 @@ def with_anchors(
     return L, join(gram, to_labels, anchors, rows)
 
 
-def add_at_labels(x: Float[Tensor, "m C"], labels: Int[Tensor, "n"], values: Float[Tensor, "m n"]) -> None:
+def add_at_labels(x: Float[Tensor, "m C"], labels: Int[Tensor, " n"], values: Float[Tensor, "m n"]) -> None:
     """x[i, labels[j]] += values[i, j], in place."""
     x.scatter_add_(1, labels.expand(len(x), -1), values.to(x.dtype))

@@ -38,7 +38,7 @@ PATHS = ("auto", "plain", "fast")
 def group_loss(
     features: Float[Tensor, "n d"],
     logits: Float[Tensor, "n C"],
-    labels: Int[Tensor, "n"],
+    labels: Int[Tensor, " n"],
     *,
     num_anchors: int = 2,
     num_iterations: int = 1,
@@ -105,7 +105,7 @@ def _group_losses(
     dynamics,
     path,
     cross_entropy_weight=0.0,
-) -> Float[Tensor, "n"]:
+) -> Float[Tensor, " n"]:
     """The terms of `group_loss`, one an image, plus `cross_entropy_weight` times those of cross-entropy."""
     _checks.matrix("features", features)
     _checks.matrix("logits", logits, rows=len(features))
@@ -133,7 +133,7 @@ def _group_losses(
 
 def _plain_losses(
     W, logits, labels, anchors, *, num_iterations, temperature, cross_entropy_weight, dynamics="replicator"
-) -> Float[Tensor, "n"]:
+) -> Float[Tensor, " n"]:
     X = propagate(W, assign(logits, labels, anchors, temperature), num_iterations, dynamics)[-1]
     own = X.gather(1, labels[:, None].long()).squeeze(1)
     losses = -own.clamp_min(torch.finfo(own.dtype).tiny).log()
@@ -189,7 +189,7 @@ class CrossEntropyLoss(nn.Module):
         self.embedding_size = embedding_size
         self.classifier = nn.Linear(embedding_size, num_classes)
 
-    def logits(self, embeddings: Float[Tensor, "n d"], labels: Int[Tensor, "n"]) -> Float[Tensor, "n C"]:
+    def logits(self, embeddings: Float[Tensor, "n d"], labels: Int[Tensor, " n"]) -> Float[Tensor, "n C"]:
         """The classifier's outputs for embeddings and labels that have been checked."""
         _checks.batch(embeddings, labels, self.embedding_size, self.num_classes)
         return self.classifier(embeddings.to(self.classifier.weight.dtype))
@@ -197,7 +197,7 @@ class CrossEntropyLoss(nn.Module):
     def forward(
         self,
         embeddings: Float[Tensor, "n d"],
-        labels: Int[Tensor, "n"],
+        labels: Int[Tensor, " n"],
         indices_tuple: tuple[Tensor, ...] | None = None,
     ) -> Float[Tensor, ""]:
         """The loss of a batch, a scalar in float32 or wider.
@@ -212,7 +212,7 @@ class CrossEntropyLoss(nn.Module):
         losses = self.losses(embeddings, labels)
         return losses.mean() if indices_tuple is None else (losses * _weights(indices_tuple, losses)).mean()
 
-    def losses(self, embeddings: Float[Tensor, "n d"], labels: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
+    def losses(self, embeddings: Float[Tensor, "n d"], labels: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The terms of the loss, one an image."""
         (logits,) = at_least_float32(self.logits(embeddings, labels))
         return F.cross_entropy(logits, labels.long(), reduction="none")
@@ -271,7 +271,7 @@ class GroupLoss(CrossEntropyLoss):
         self.dynamics = dynamics
         self.path = path
 
-    def losses(self, embeddings: Float[Tensor, "n d"], labels: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
+    def losses(self, embeddings: Float[Tensor, "n d"], labels: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The terms of the loss, one an image."""
         return _group_losses(
             embeddings,
@@ -294,7 +294,7 @@ class GroupLoss(CrossEntropyLoss):
         )
 
 
-def _weights(indices_tuple: tuple[Tensor, ...], losses: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+def _weights(indices_tuple: tuple[Tensor, ...], losses: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     """How often each image occurs among the mined indices, divided by the largest of these counts."""
     counts = torch.zeros_like(losses, requires_grad=False)
     for indices in indices_tuple:

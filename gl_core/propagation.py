@@ -117,7 +117,7 @@ def _cosine(vectors: Float[Tensor, "n d"], negatives: str) -> Float[Tensor, "n n
     return (cosines - lowest) / (1 - lowest)
 
 
-def select_anchors(labels: Int[Tensor, "n"], num_anchors: int) -> Bool[Tensor, "n"]:
+def select_anchors(labels: Int[Tensor, " n"], num_anchors: int) -> Bool[Tensor, " n"]:
     """Which images are anchors: the first `num_anchors` of each class, in batch order.
 
     A class with fewer images gives all of them. Raises ValueError if `num_anchors` is negative.
@@ -134,7 +134,7 @@ def select_anchors(labels: Int[Tensor, "n"], num_anchors: int) -> Bool[Tensor, "
 
 
 def initial_assignments(
-    logits: Float[Tensor, "n C"], labels: Int[Tensor, "n"], anchors: Bool[Tensor, "n"], temperature: float
+    logits: Float[Tensor, "n C"], labels: Int[Tensor, " n"], anchors: Bool[Tensor, " n"], temperature: float
 ) -> Float[Tensor, "n C"]:
     """What each image is believed to be before it has looked at the others; rows sum to 1.
 
@@ -154,7 +154,7 @@ def initial_assignments(
 
 
 def assign(
-    logits: Float[Tensor, "n C"], labels: Int[Tensor, "n"], anchors: Bool[Tensor, "n"], temperature: float
+    logits: Float[Tensor, "n C"], labels: Int[Tensor, " n"], anchors: Bool[Tensor, " n"], temperature: float
 ) -> Float[Tensor, "n C"]:
     """`initial_assignments` of arguments that have been checked."""
     (logits,) = at_least_float32(logits)

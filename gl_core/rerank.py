@@ -30,7 +30,8 @@ from scipy import sparse
 from torch import Tensor
 
 from gl_core import _checks
-from gl_core.pairs import Pairs, Rows
+from gl_core.evaluation.arrays import Rows
+from gl_core.evaluation.similarities import Pairs
 
 __all__ = ["k_reciprocal"]
 

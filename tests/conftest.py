@@ -9,8 +9,6 @@ from hypothesis import settings
 
 # As `glbook` does it: threads that wait without spinning.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-# Searches leave no process behind, but for those of the test that is about it.
-os.environ["GLBOOK_RESIDENT"] = "0"
 # Programs started in the background ignore Ctrl-C, and so would the commands that the tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # A shared machine is slow at times, and a test that fails must fail again.

@@ -31,7 +31,7 @@ train: bool = True
 before: str = None        # code to run before training
 """
 CONFIG = """\
-from gl_core.config import Config
+from gl_core.training.config import Config
 
 config = Config.from_parameters(globals())
 print(f"profile={profile} epochs={epochs!r} learning_rate={learning_rate!r} data_root={data_root!r}")

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gl_core import ablation, inference, runs, training
-from gl_core.config import Config
-from gl_core.strategies import GROUPS, Strategies
+from gl_core import inference, training
+from gl_core.inference.strategies import GROUPS, Strategies
+from gl_core.training import records
+from gl_core.training.config import Config
+from glbook import ablation, runs
 
 ALL = Strategies(leaky_slope=0.5, mixed_pooling=0.5, mirror=True, beta=0.01, expansion=2, lambda_value=0.5, k1=6, k2=2)
 
@@ -103,7 +105,7 @@ def test_given_strategies_are_not_searched_for(config, monkeypatch):
     monkeypatch.setattr(ablation, "choose_constants", None)
     done = ablation.run(config, strategies=Strategies(mirror=True), progress=False)
     assert done.record["search"]["tried"] == [] and len(done.record["ablation"]) == 5
-    assert done.record_path.parent == runs.results_folder()
+    assert done.record_path.parent == records.results_folder()
 
 
 def test_held_out_classes_cannot_both_choose_and_judge(config):

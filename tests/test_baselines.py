@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from gl_core import datasets, devices, training
-from gl_core.baselines import BASELINES, MetricLoss, check_options
-from gl_core.config import METHODS, Config
-from gl_core.images import ImageStore
+from gl_core.datasets.store import ImageStore
+from gl_core.training.baselines import BASELINES, MetricLoss, check_options
+from gl_core.training.config import METHODS, Config
 
 N, D, C = 12, 8, 5
 

@@ -9,9 +9,9 @@ import torch
 
 from benchmarks import __main__ as command
 from benchmarks import gpu, measure, parts, reranking
-from gl_core import runs
-from gl_core.config import Config
 from gl_core.rerank import k_reciprocal
+from gl_core.training.config import Config
+from glbook import runs
 
 
 def case(**given):
@@ -77,7 +77,7 @@ def test_a_side_may_measure_itself():
     assert "36 kB sent" in command.line(row)
 
 
-@pytest.mark.parametrize("part", ["loss", "neighbours", "clusters", "reranking", "sharded"])
+@pytest.mark.parametrize("part", ["loss", "neighbours", "clusters", "reranking"])
 def test_the_sides_of_every_part_agree(part):
     for found in parts.load(part, quick=True):
         found.agree({name: side() for name, side in found.prepare().items()})

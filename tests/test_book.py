@@ -14,8 +14,8 @@ import torch
 import yaml
 from stub_book import ROOT
 
-from gl_core import printing
 from gl_core.propagation import replicator_dynamics
+from glbook import pdf
 
 HTML = ROOT / "_build" / "html"
 TOC = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
@@ -28,7 +28,7 @@ PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 def built():
     """The book, built by the command that readers use; its own process, as its packages' warnings are not ours."""
     before = tracked_state()
-    done = subprocess.run([sys.executable, "-m", "gl_core", "book"], cwd=ROOT, timeout=1500)
+    done = subprocess.run([sys.executable, "-m", "glbook", "book"], cwd=ROOT, timeout=1500)
     if done.returncode:
         pytest.fail("the book could not be built; the reason is above", pytrace=False)
     assert tracked_state() == before, "building the book changed files that are in git"
@@ -69,7 +69,7 @@ def tracked_state() -> str:
 def address(built):
     """Where a server on this machine shows the pages."""
 
-    with printing.pages_of_a_folder(built) as found:
+    with pdf.pages_of_a_folder(built) as found:
         yield found
 
 
@@ -78,11 +78,11 @@ def browser():
     from playwright.sync_api import sync_playwright
 
     try:
-        path = printing.find_browser()
+        path = pdf.find_browser()
     except FileNotFoundError as missing:
         pytest.fail(f"the pages are tested in Chromium: {missing}")
     with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=path, args=printing.QUIET)
+        opened = playwright.chromium.launch(executable_path=path, args=pdf.QUIET)
         yield opened
         opened.close()
 
@@ -126,14 +126,14 @@ def test_a_page_is_whole(browser, address, name):
     source = (HTML / f"{name}.html").read_text()
     with Visit(browser, address, f"{name}.html", DESKTOP) as visit:
         page = visit.page
-        page.wait_for_function(printing.PICTURES_ARE_THERE)
+        page.wait_for_function(pdf.PICTURES_ARE_THERE)
         broken = page.evaluate("[...document.images].filter(i => !i.naturalWidth).map(i => i.src)")
         silent = page.evaluate("[...document.querySelectorAll('main img')].filter(i => !i.alt.trim()).map(i => i.src)")
         assert (broken, silent) == ([], []), "pictures that do not load, or have no text for those who cannot see them"
 
         if 'class="math' in source:
             page.wait_for_selector("mjx-container", state="attached")
-            page.wait_for_function(printing.FORMULAS_ARE_SET)
+            page.wait_for_function(pdf.FORMULAS_ARE_SET)
             assert page.locator("mjx-merror, [data-mjx-error]").count() == 0
         words = re.sub(r"<(pre|code|script|style)\b.*?</\1>|<[^>]+>", "", source, flags=re.DOTALL)
         assert not re.search(r"(?<![\\\w$])\$[^$\n]{1,80}\$", words), "a formula in what a cell displays"
@@ -153,7 +153,7 @@ def test_a_page_is_whole(browser, address, name):
 def test_a_page_fits_a_phone(browser, address, name):
     with Visit(browser, address, f"{name}.html", PHONE) as visit:
         if 'class="math' in (HTML / f"{name}.html").read_text():
-            visit.page.wait_for_function(printing.FORMULAS_ARE_SET)
+            visit.page.wait_for_function(pdf.FORMULAS_ARE_SET)
         wider = """[...document.querySelectorAll('article *')].filter(element => {
             if (element.getBoundingClientRect().right <= innerWidth + 1) return false
             for (let around = element.parentElement; around !== document.body; around = around.parentElement)
@@ -362,7 +362,7 @@ def test_links_inside_the_book_lead_somewhere(built):
 def test_an_unchanged_book_is_not_built_again(built):
     before = {path: path.stat().st_mtime_ns for path in built.rglob("*")}
     done = subprocess.run(
-        [sys.executable, "-m", "gl_core", "book"], cwd=ROOT, check=True, timeout=300, capture_output=True, text=True
+        [sys.executable, "-m", "glbook", "book"], cwd=ROOT, check=True, timeout=300, capture_output=True, text=True
     )
     assert {path: path.stat().st_mtime_ns for path in built.rglob("*")} == before
     assert "making pages" not in done.stderr and "_build/html/index.html" in done.stdout
@@ -373,7 +373,7 @@ def test_the_book_is_printed(built):
     from pypdf import PdfReader
 
     done = subprocess.run(
-        [sys.executable, "-m", "gl_core", "pdf"], cwd=ROOT, timeout=800, capture_output=True, text=True
+        [sys.executable, "-m", "glbook", "pdf"], cwd=ROOT, timeout=800, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     reader = PdfReader(ROOT / "_build" / "book.pdf")

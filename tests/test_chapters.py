@@ -10,7 +10,7 @@ import nbformat
 import pytest
 from stub_book import PARAMETERS, ROOT, chapter_of, make_book
 
-from gl_core import chapters
+from glbook import notebooks
 
 # An environment in which nobody has activated anything but this Python's folder of commands.
 ENVIRONMENT = os.environ | {"PATH": os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]}
@@ -30,18 +30,18 @@ def stream(notebook) -> str:
 
 
 def test_a_chapter_is_found_by_name(book):
-    assert chapters.names() == ["training"]
-    assert chapters.find("training") == book / "book" / "training.ipynb"
+    assert notebooks.names() == ["training"]
+    assert notebooks.find("training") == book / "book" / "training.ipynb"
     with pytest.raises(ValueError, match=r"chapter='trainnig': must be one of training; did you mean 'training'\?"):
-        chapters.find("trainnig")
+        notebooks.find("trainnig")
     with pytest.raises(ValueError, match=r"chapter='\.\./training'"):
-        chapters.find("../training")
+        notebooks.find("../training")
 
 
 def test_parameters_are_read_with_type_and_default(book):
-    found = chapters.parameters("training")
+    found = notebooks.parameters("training")
     assert list(found) == re.findall(r"^(\w+):", PARAMETERS, re.MULTILINE)
-    assert found["profile"] == chapters.Parameter("profile", str, "quick")
+    assert found["profile"] == notebooks.Parameter("profile", str, "quick")
     assert found["epochs"].type is int and not found["epochs"].optional
     assert found["data_root"].optional
 
@@ -62,28 +62,28 @@ def test_parameters_are_read_with_type_and_default(book):
     ],
 )
 def test_values_of_the_command_line(book, text, name, value):
-    parsed = chapters.parse_value(text, chapters.parameters("training")[name])
+    parsed = notebooks.parse_value(text, notebooks.parameters("training")[name])
     assert parsed == value and type(parsed) is type(value)
 
 
 def test_no_augmentation_is_a_word_not_what_suits():
-    augmentation = chapters.Parameter("augmentation", str, None)
-    assert chapters.parse_value("none", augmentation) == "none"
-    assert chapters.parse_value("null", augmentation) is None
+    augmentation = notebooks.Parameter("augmentation", str, None)
+    assert notebooks.parse_value("none", augmentation) == "none"
+    assert notebooks.parse_value("null", augmentation) is None
 
 
 def test_values_without_a_declared_type():
-    anything = chapters.Parameter("values", chapters._type("Sequence[int]"), ())
-    assert chapters.parse_value("[1, 2]", anything) == [1, 2]
-    assert chapters.parse_value("[1, 2", anything) == "[1, 2"
-    listed = chapters.Parameter("values", chapters._type("list[int] | None"), None)
-    assert chapters._typed(listed, [1]) == [1] and chapters._typed(listed, None) is None
+    anything = notebooks.Parameter("values", notebooks._type("Sequence[int]"), ())
+    assert notebooks.parse_value("[1, 2]", anything) == [1, 2]
+    assert notebooks.parse_value("[1, 2", anything) == "[1, 2"
+    listed = notebooks.Parameter("values", notebooks._type("list[int] | None"), None)
+    assert notebooks._typed(listed, [1]) == [1] and notebooks._typed(listed, None) is None
     with pytest.raises(ValueError, match="values='a': must be list or None, not str"):
-        chapters._typed(listed, "a")
+        notebooks._typed(listed, "a")
 
 
 def test_good_parameters_pass_and_whole_numbers_may_stand_for_floats(book):
-    checked = chapters.check_parameters("training", {"epochs": 3, "temperature": 7, "data_root": None})
+    checked = notebooks.check_parameters("training", {"epochs": 3, "temperature": 7, "data_root": None})
     assert checked == {"epochs": 3, "temperature": 7.0, "data_root": None}
     assert type(checked["temperature"]) is float
 
@@ -106,13 +106,13 @@ def test_good_parameters_pass_and_whole_numbers_may_stand_for_floats(book):
 )
 def test_bad_parameters_are_refused_by_name_and_value(book, given, message):
     with pytest.raises(ValueError, match=message):
-        chapters.check_parameters("training", given)
+        notebooks.check_parameters("training", given)
 
 
 def execute(source: str, given: dict, output, **options):
     """Execute a chapter that is nothing but this code below the parameters."""
     nbformat.write(chapter_of([PARAMETERS, source]), "book/training.ipynb")
-    return chapters.execute("training", given, output, progress=False, **options)
+    return notebooks.execute("training", given, output, progress=False, **options)
 
 
 def test_execution_leaves_a_notebook_with_the_injected_cell_hidden(book):
@@ -134,7 +134,7 @@ def test_execution_leaves_a_notebook_with_the_injected_cell_hidden(book):
 
 def test_a_failing_chapter_keeps_its_traceback_and_no_stamp(book):
     output = book / "failed.ipynb"
-    with pytest.raises(chapters.ChapterError) as caught:
+    with pytest.raises(notebooks.ChapterError) as caught:
         execute("print('before')\nraise KeyError('the reason')", {}, output, stamp={"key": "k"})
     assert (caught.value.ename, caught.value.evalue, caught.value.path) == ("KeyError", "'the reason'", output)
     assert "before" in stream(output)
@@ -144,14 +144,14 @@ def test_a_failing_chapter_keeps_its_traceback_and_no_stamp(book):
 
 def test_a_kernel_that_dies_is_a_failure_that_says_so(book):
     output = book / "died.ipynb"
-    with pytest.raises(chapters.ChapterError, match="DeadKernelError: .*enough memory"):
+    with pytest.raises(notebooks.ChapterError, match="DeadKernelError: .*enough memory"):
         execute("import os; os._exit(1)", {}, output)
     assert output.is_file()
 
 
 def test_only_what_has_changed_is_built_again(book):
     def build() -> tuple[str, dict]:
-        done = subprocess.run([sys.executable, "-m", "gl_core", "book"], capture_output=True, text=True, timeout=300)
+        done = subprocess.run([sys.executable, "-m", "glbook", "book"], capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         return done.stderr, {path: path.stat().st_mtime_ns for path in (book / "_build").rglob("*") if path.is_file()}
 
@@ -176,7 +176,7 @@ def test_only_what_has_changed_is_built_again(book):
     nbformat.write(chapter_of([PARAMETERS, "print(profile * 3)"]), notebook)
     (book / "book" / "intro.md").unlink()
     (book / "book" / "intro.md").write_text("# Introduction\n\nA broken {ref}`link`.\n")
-    done = subprocess.run([sys.executable, "-m", "gl_core", "book"], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-m", "glbook", "book"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 1 and "undefined label" in done.stderr
     assert done.stderr.splitlines()[-1] == "glbook: the pages could not be made without warnings; they are listed above"
     assert "quickquickquick" in (book / "_build" / "book" / "training.ipynb").read_text()

@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 
-from gl_core import building, checkpoints, datasets, models, runs, training
-from gl_core.config import Config
-from gl_core.strategies import Strategies
+from gl_core import datasets, models, training
+from gl_core.inference.strategies import Strategies
+from gl_core.training import checkpoints, components, records
+from gl_core.training.config import Config
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def saved(tmp_path):
     torch.manual_seed(0)
     config = Config.resolve(dataset="glyphs")
     card = {"config": config.as_dict(), "strategies": None}
-    return checkpoints.save(tmp_path / "net", building.build_model(config), card)
+    return checkpoints.save(tmp_path / "net", components.build_model(config), card)
 
 
 def card_of(path):
@@ -39,12 +40,12 @@ def edit(path, **changes):
 
 
 def test_the_files_of_a_run_give_back_its_metrics(run):
-    assert run.model_path == runs.project_root() / "_build" / "models" / f"{run.record['run_id']}.safetensors"
+    assert run.model_path == records.project_root() / "_build" / "models" / f"{run.record['run_id']}.safetensors"
     assert f"network: _build/models/{run.record['run_id']}.safetensors" in run.report()
     model, card = checkpoints.load(run.model_path)
     assert not model.training
     test = datasets.load("glyphs", None, "test")
-    store = building.image_store(test, checkpoints.configuration(card), torch.device("cpu"))
+    store = components.image_store(test, checkpoints.configuration(card), torch.device("cpu"))
     found = training.evaluate(model, store, cluster=True)
     assert found == run.metrics
     assert found == pytest.approx(card["metrics"], rel=1e-6)
@@ -75,7 +76,7 @@ def test_a_network_comes_back_with_its_options(tmp_path, settings):
     if config.backbone == "bn_inception":
         model = models.build("bn_inception", pretrained=False)
     else:
-        model = building.build_model(config)
+        model = components.build_model(config)
     kept = {name: value for name, value in config.as_dict().items() if name != "weights"}
     checkpoints.save(tmp_path / "a.b.safetensors", model.to(memory_format=torch.channels_last), {"config": kept})
     again, card = checkpoints.load(tmp_path / "a.b")

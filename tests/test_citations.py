@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from gl_core import citations
+from glbook import citations
 
 BIB = r"""
 @article{one, author = {Adams, Ann}, title = {First}, journal = {Journal}, volume = {3}, year = {2001}}

@@ -15,7 +15,8 @@ import urllib.request
 import pytest
 from stub_book import GLBOOK, make_book, make_images
 
-from gl_core import checkpoints, cli
+from gl_core.training import checkpoints
+from glbook import cli
 
 TRAIN = ["run", "training", "-p", "dataset", "folder", "-p", "device", "cpu", "-p", "data_root"]
 
@@ -42,7 +43,7 @@ def left_behind(book) -> set[str]:
 
 def test_the_command_answers_at_once():
     """That is, without loading torch, which takes seconds on a busy machine."""
-    code = "import sys; from gl_core import cli; print(sorted({'torch', 'pandas', 'papermill'} & set(sys.modules)))"
+    code = "import sys; from glbook import cli; print(sorted({'torch', 'pandas', 'papermill'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -9,8 +9,8 @@ from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits, load_wine, make_blobs
 from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
 
-from gl_core import clustering
-from gl_core.clustering import kmeans, mutual_information
+from gl_core.evaluation import clustering
+from gl_core.evaluation.clustering import kmeans, mutual_information
 
 DATA = {
     "digits": (load_digits().data, 10),

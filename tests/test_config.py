@@ -2,8 +2,8 @@
 
 import pytest
 
-from gl_core.config import Config
-from gl_core.presets import PRESETS
+from gl_core.training.config import Config
+from gl_core.training.presets import PRESETS
 
 
 def test_given_values_win_and_none_means_what_suits():

@@ -5,10 +5,11 @@ import dataclasses
 import pytest
 import torch
 
-from gl_core import constants, datasets, inference, models
-from gl_core.constants import AXES, Measurement, choose_constants, score
-from gl_core.images import ImageStore
-from gl_core.strategies import GROUPS, Strategies
+from gl_core import datasets, inference, models
+from gl_core.datasets.store import ImageStore
+from gl_core.inference import selection
+from gl_core.inference.selection import AXES, Measurement, choose_constants, score
+from gl_core.inference.strategies import GROUPS, Strategies
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +57,10 @@ def test_the_fine_grid_finds_what_lies_between_the_coarse_values(judged_by):
 def test_the_best_constants_of_a_strategy_that_was_not_kept(judged_by):
     judged_by(lambda s: 1 - (s.mixed_pooling - 0.375) ** 2 - s.mirror - s.beta)
     chosen, tried = choose_constants(None, None)
-    best = constants.best_of_each(tried)
+    best = selection.best_of_each(tried)
     assert best.mirror and not chosen.mirror and best.mixed_pooling == chosen.mixed_pooling == 0.375
     assert best.beta == 0.00025, "half way from the smallest to off"
-    assert constants.best_of_each([]) == Strategies()
+    assert selection.best_of_each([]) == Strategies()
 
 
 def test_nothing_is_chosen_where_nothing_helps(judged_by):
@@ -112,7 +113,7 @@ def test_what_is_made_of_one_pass_is_what_a_pass_of_its_own_gives(held_out, monk
     def judge(embeddings, *_):
         raise Judged(embeddings)
 
-    monkeypatch.setattr(constants, "search_and_judge", judge)
+    monkeypatch.setattr(selection, "search_and_judge", judge)
     slopes = (0.0,) if end == "batch normalisation" else (0.0, 0.3, 1.0)
     wanted = [
         Strategies(leaky_slope=slope, mixed_pooling=weight, mirror=mirror)
@@ -142,4 +143,4 @@ def test_a_backbone_without_a_last_activation_has_no_slope_chosen(held_out):
 
 def test_re_identification_is_scored_by_its_own_metrics():
     assert score({"mAP": 0.4, "Rank-1": 0.8, "R@1": 0.0}) == pytest.approx(0.6)
-    assert constants.score({"R@1": 0.5, "MAP@R": 0.25}) == 0.375
+    assert selection.score({"R@1": 0.5, "MAP@R": 0.25}) == 0.375

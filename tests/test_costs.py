@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from gl_core import costs
+from glbook import costs
 
 
 def row(part="loss", case="a", met=True, speed=2.0, n=10, **given):

@@ -20,10 +20,10 @@ from miniatures import cub, market1501
 from stub_book import ROOT
 
 from gl_core import datasets
-from gl_core.cli import main
 from gl_core.datasets import catalogue, download, packed
+from gl_core.datasets.store import ImageStore
 from gl_core.datasets.unpack import unpack
-from gl_core.images import ImageStore
+from glbook.cli import main
 
 CONTENT = bytes(range(256)) * 1000
 CHECKSUM = hashlib.sha256(CONTENT).hexdigest()

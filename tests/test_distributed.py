@@ -12,10 +12,11 @@ from PIL import Image
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gl_core import building, datasets, distributed, models, training
-from gl_core.config import Config
+from gl_core import datasets, distributed, models, training
 from gl_core.evaluation import reid_metrics, retrieval_metrics
 from gl_core.loss import CrossEntropyLoss, GroupLoss, group_loss
+from gl_core.training import components
+from gl_core.training.config import Config
 
 # Every case below runs in this process, where the functions of `distributed` do nothing, and in two others.
 
@@ -64,7 +65,7 @@ def learner():
     """What `training.fit` trains, in float64."""
     torch.manual_seed(0)
     loss = GroupLoss(8, 256, num_anchors=1)
-    network = building.Learner(models.build("conv4"), loss, freeze_batch_norm=False).double()
+    network = components.Learner(models.build("conv4"), loss, freeze_batch_norm=False).double()
     images, labels = torch.rand(12, 3, 28, 28, dtype=torch.float64), data()[1]
     part = distributed.share(12)
     wrapped = DistributedDataParallel(network) if distributed.num_processes() > 1 else network
@@ -168,7 +169,7 @@ def test_two_processes_train_as_one_and_leave_one_record(glyphs, tmp_path, monke
     one.record_path.unlink()
     words = [str(word) for setting in settings.items() for word in ("-p", *setting)]
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "gl_core", "train"]
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "glbook", "train"]
         + words,
         env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
     )  # fmt: skip

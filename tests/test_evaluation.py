@@ -9,8 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gl_core import pairs
-from gl_core.evaluation import clustering_metrics, nearest_neighbours, retrieval_metrics
+from gl_core.evaluation import clustering_metrics, nearest_neighbours, retrieval_metrics, similarities
 
 METRICS = ("cosine", "euclidean")
 RECALL_AT = (1, 2, 4, 8)
@@ -102,7 +101,7 @@ def test_perfect_embeddings_score_one():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 @pytest.mark.parametrize("chunk_rows", [1, 17, 200])
 def test_collapsed_embeddings_score_zero(metric, d, dtype, chunk_rows, monkeypatch):
-    monkeypatch.setattr(pairs, "CHUNK_BYTES", chunk_rows * (200 * 4 + 10 * pairs.WORKSPACE_BYTES))
+    monkeypatch.setattr(similarities, "CHUNK_BYTES", chunk_rows * (200 * 4 + 10 * similarities.WORKSPACE_BYTES))
     x = torch.randn(1, d, generator=generator(d), dtype=torch.float64).to(dtype).repeat(200, 1)
     found = retrieval_metrics(x, torch.arange(20).repeat(10), recall_at=(1, 190, 191), metric=metric)
     assert found == {"R@1": 0, "R@190": 0, "R@191": 1, "MAP@R": 0, "R-Precision": 0, "excluded_queries": 0}
@@ -211,14 +210,14 @@ def test_chunk_size_changes_nothing(metric, monkeypatch):
         torch.testing.assert_close(similarity, neighbours[0])
         assert retrieval_metrics(x, labels, metric=metric, chunk_size=chunk_size) == pytest.approx(metrics, abs=1e-12)
     for chunk_bytes in (1, 5_000):  # one row at a time; a few
-        monkeypatch.setattr(pairs, "CHUNK_BYTES", chunk_bytes)
+        monkeypatch.setattr(similarities, "CHUNK_BYTES", chunk_bytes)
         assert retrieval_metrics(x, labels, metric=metric) == pytest.approx(metrics, abs=1e-12)
         torch.testing.assert_close(nearest_neighbours(x, k=39, metric=metric)[0], neighbours[0])
 
 
 def test_memory_does_not_grow_with_the_queries(monkeypatch):
     # 2,000 queries against 2,000 rows, 50 queries at a time: nothing as large as a tenth of all similarities is made
-    monkeypatch.setattr(pairs, "CHUNK_BYTES", 50 * (2_000 * 4 + 10 * pairs.WORKSPACE_BYTES))
+    monkeypatch.setattr(similarities, "CHUNK_BYTES", 50 * (2_000 * 4 + 10 * similarities.WORKSPACE_BYTES))
     x, labels = torch.randn(2_000, 8, generator=generator(0)), torch.arange(200).repeat(10)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         retrieval_metrics(x, labels)

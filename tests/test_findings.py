@@ -13,8 +13,9 @@ from scipy import stats
 from stub_book import ROOT
 from test_pages import record
 
-from gl_core import findings, pages, runs, tuning
-from gl_core.config import Config
+from gl_core.training import records
+from gl_core.training.config import Config
+from glbook import runs, statistics, tuning
 
 
 def write(folder, values):
@@ -28,7 +29,7 @@ def write(folder, values):
             made = record(
                 seed, r1, method=method, run_id=f"run-{number:03}", config={"num_iterations": T, "num_anchors": anchors}
             )
-            runs.write_record(made, folder)
+            records.write_record(made, folder)
     return runs.load_runs(folder)
 
 
@@ -65,7 +66,7 @@ METHODS = {
 
 
 def test_a_comparison_is_the_paired_t_test_over_seeds(tmp_path):
-    made = findings.compare(write(tmp_path, METHODS), "group_loss")
+    made = statistics.compare(write(tmp_path, METHODS), "group_loss")
     values = {method: list(seeds.values()) for (method, _, _), seeds in by_hand(tmp_path).items()}
     for method, own in values.items():
         assert made.loc[method, "mean"] == pytest.approx(np.mean(own))
@@ -83,8 +84,8 @@ def test_a_comparison_is_the_paired_t_test_over_seeds(tmp_path):
 
 
 def test_the_table_of_a_comparison_says_its_numbers_and_marks_single_runs(tmp_path):
-    made = findings.compare(write(tmp_path, METHODS | {("soft_triple", 1, 2): [0.9]}), "group_loss")
-    shown = findings.as_table(made)
+    made = statistics.compare(write(tmp_path, METHODS | {("soft_triple", 1, 2): [0.9]}), "group_loss")
+    shown = statistics.as_table(made)
     assert shown.index.tolist() == ["soft triple", "arcface", "group loss", "contrastive", "triplet"]
     assert shown.loc["soft triple"].tolist() == [1, "90.0 (one run)", "–", "–", "–"]
     arcface = made.loc["arcface"]
@@ -107,13 +108,13 @@ def test_a_table_shows_no_minus_zero_and_no_p_of_zero():
         },
         index=pd.Index(["triplet", "arcface"], name="method"),
     )
-    shown = findings.as_table(made)
+    shown = statistics.as_table(made)
     assert shown["difference (95 %)"].tolist() == ["+9.0 ± 1.0", "+0.0 ± 1.0"]
     assert shown["p"].tolist() == ["<0.001", "0.001"]
 
 
 def test_the_p_values_are_corrected_for_the_number_of_comparisons(tmp_path):
-    made = findings.compare(write(tmp_path, METHODS), "group_loss").drop(index="group_loss")
+    made = statistics.compare(write(tmp_path, METHODS), "group_loss").drop(index="group_loss")
     values = {method: list(seeds.values()) for (method, _, _), seeds in by_hand(tmp_path).items()}
     raw = {method: stats.ttest_rel(values[method], values["group_loss"]).pvalue for method in made.index}
     smallest, middle, largest = sorted(raw, key=raw.get)
@@ -124,7 +125,7 @@ def test_the_p_values_are_corrected_for_the_number_of_comparisons(tmp_path):
 
 
 def test_only_shared_seeds_are_compared_and_fewer_than_two_decide_nothing(tmp_path):
-    made = findings.compare(
+    made = statistics.compare(
         write(tmp_path, {("a", 1, 2): [0.5, 0.6, None], ("b", 1, 2): [None, 0.7, 0.9], ("c", 1, 2): [None, None, 0.1]}),
         "a",
     )
@@ -136,7 +137,7 @@ def test_within_averages_the_cells_that_both_have_before_the_test(tmp_path):
     values = {("g", T, a): [0.5 + 0.1 * T + 0.01 * a * s for s in range(3)] for T in (1, 2) for a in (0, 1)}
     values["g", 2, 4] = [0.9, 0.9, 0.9]  # T = 1 has no such cell
     table = write(tmp_path, values)
-    made = findings.compare(table, 1, by="num_iterations", within=["num_anchors"])
+    made = statistics.compare(table, 1, by="num_iterations", within=["num_anchors"])
     assert made.loc[2, "difference"] == pytest.approx(10) and made.loc[2, "seeds"] == 3
 
 
@@ -148,24 +149,24 @@ def test_seeds_are_compared_in_the_same_cells(tmp_path):
         ("g", 1, 4): [0.50, None],
         ("g", 2, 4): [0.05, None],
     }
-    made = findings.compare(write(tmp_path, values), 1, by="num_iterations", within=["num_anchors"])
+    made = statistics.compare(write(tmp_path, values), 1, by="num_iterations", within=["num_anchors"])
     assert made.loc[2, "differences"] == pytest.approx([1, 1])
     # Where no cell has all seeds, those with fewest cells are left out.
     values = {("g", 1, a): [0.8, None] for a in (0, 1)} | {("g", 2, a): [0.9, None] for a in (0, 1)}
     values |= {("g", 1, 4): [None, 0.5], ("g", 2, 4): [None, 0.1]}
     (tmp_path / "other").mkdir()
-    made = findings.compare(write(tmp_path / "other", values), 1, by="num_iterations", within=["num_anchors"])
+    made = statistics.compare(write(tmp_path / "other", values), 1, by="num_iterations", within=["num_anchors"])
     assert made.loc[2, "differences"] == pytest.approx([10])
 
 
 def test_the_newest_run_of_a_seed_counts(tmp_path):
-    table = pages.as_table([record(0, 0.1, run_id="old"), record(0, 0.7, run_id="new"), record(1, 0.5)])
-    assert findings.cells(table, "method").loc["group_loss", ["mean", "runs"]].tolist() == [60, 2]
+    table = runs.as_table([record(0, 0.1, run_id="old"), record(0, 0.7, run_id="new"), record(1, 0.5)])
+    assert statistics.cells(table, "method").loc["group_loss", ["mean", "runs"]].tolist() == [60, 2]
 
 
 @pytest.mark.parametrize("ours", ["group_loss", "triplet"])
 def test_the_ranking_says_the_numbers_of_the_records(tmp_path, ours):
-    found = findings.ranking(write(tmp_path, METHODS), ours)
+    found = statistics.ranking(write(tmp_path, METHODS), ours)
     values = {method: list(seeds.values()) for (method, _, _), seeds in by_hand(tmp_path).items()}
     order = sorted(values, key=lambda method: -np.mean(values[method]))
     assert found.numbers["place"] == order.index(ours) + 1
@@ -180,7 +181,7 @@ def test_the_ranking_says_the_numbers_of_the_records(tmp_path, ours):
 
 
 def test_a_ranking_that_is_lost_is_said_to_be_lost(tmp_path):
-    text = findings.ranking(write(tmp_path, METHODS)).text
+    text = statistics.ranking(write(tmp_path, METHODS)).text
     assert "Group Loss is second of 4 methods" in text and "the first is arcface" in text
     assert "Ahead of the Group Loss: arcface" in text and "Behind the Group Loss: triplet" in text
     assert "Undecided against the Group Loss: contrastive" in text
@@ -192,7 +193,7 @@ GRID = {
 
 
 def test_the_best_cell_against_the_usual_one(tmp_path):
-    found = findings.best(write(tmp_path, GRID), {"num_iterations": 1, "num_anchors": 2})
+    found = statistics.best(write(tmp_path, GRID), {"num_iterations": 1, "num_anchors": 2})
     values = by_hand(tmp_path)
     top, usual = values["g", 3, 2], values["g", 1, 2]
     assert found.numbers["best"] == pytest.approx(np.mean(list(top.values())))
@@ -202,7 +203,7 @@ def test_the_best_cell_against_the_usual_one(tmp_path):
 
 
 def test_the_trend_of_a_setting(tmp_path):
-    found = findings.trend(write(tmp_path, GRID), 1, by="num_iterations", within=["num_anchors"])
+    found = statistics.trend(write(tmp_path, GRID), 1, by="num_iterations", within=["num_anchors"])
     assert found.numbers["difference 3"] == pytest.approx(10) and found.numbers["difference 0"] == pytest.approx(-5)
     assert (
         "highest with $T$ = 3, by 10.0 points against $T$ = 1, where it is 56" in found.text
@@ -213,9 +214,11 @@ def test_the_trend_of_a_setting(tmp_path):
 @pytest.mark.parametrize(
     "finding",
     [
-        lambda table: findings.best(table, {"num_iterations": 1, "num_anchors": 2}),
-        lambda table: findings.trend(table, 1, by="num_iterations", within=["num_anchors"]),
-        lambda table: findings.ranking(table.assign(method=[f"T{c['num_iterations']}" for c in table["config"]]), "T1"),
+        lambda table: statistics.best(table, {"num_iterations": 1, "num_anchors": 2}),
+        lambda table: statistics.trend(table, 1, by="num_iterations", within=["num_anchors"]),
+        lambda table: statistics.ranking(
+            table.assign(method=[f"T{c['num_iterations']}" for c in table["config"]]), "T1"
+        ),
     ],
 )
 def test_a_changed_record_changes_the_sentence(tmp_path, finding):
@@ -229,19 +232,19 @@ def test_a_changed_record_changes_the_sentence(tmp_path, finding):
 
 def test_single_runs_are_said_to_be_single(tmp_path):
     table = write(tmp_path, {key: values[:1] for key, values in GRID.items()})
-    assert "**undecided**" in findings.best(table, {"num_iterations": 1, "num_anchors": 2}).text
-    assert "0 (one run), 3 (one run)" in findings.trend(table, 1, by="num_iterations", within=["num_anchors"]).text
+    assert "**undecided**" in statistics.best(table, {"num_iterations": 1, "num_anchors": 2}).text
+    assert "0 (one run), 3 (one run)" in statistics.trend(table, 1, by="num_iterations", within=["num_anchors"]).text
     only = table[[config == {"num_iterations": 1, "num_anchors": 2} for config in table["config"]]]
-    assert "nothing to compare" in findings.trend(only, 1, by="num_iterations").text
-    assert "nothing to compare" in findings.ranking(only, "g").text
-    assert "one cell" in findings.best(only, {"num_iterations": 1}).text
+    assert "nothing to compare" in statistics.trend(only, 1, by="num_iterations").text
+    assert "nothing to compare" in statistics.ranking(only, "g").text
+    assert "one cell" in statistics.best(only, {"num_iterations": 1}).text
 
 
 def test_a_reference_without_runs_is_named(tmp_path):
     table = write(tmp_path, METHODS)
     with pytest.raises(ValueError, match="reference='softmax': must be one of arcface, contrastive"):
-        findings.compare(table.sort_values("method"), "softmax")
-    found = findings.best(table, {"num_iterations": 1, "num_anchors": 7})
+        statistics.compare(table.sort_values("method"), "softmax")
+    found = statistics.best(table, {"num_iterations": 1, "num_anchors": 7})
     assert "difference" not in found.numbers
 
 
@@ -270,27 +273,27 @@ def kept(**wanted):
 
 @pytest.mark.parametrize("metric", ["R@1", "MAP@R"])
 def test_what_the_book_says_of_its_grid_is_in_the_records(metric):
-    table = pages.matching(pages.planned("book/sweeps/iterations_and_anchors.yaml"))
+    table = runs.matching(runs.planned("book/sweeps/iterations_and_anchors.yaml"))
     records = kept(dataset="omniglot", method="group_loss")
     assert len(table) == len(records) > 0
     values = {}
     for (T, a, _), made in records.items():
         values.setdefault((T, a), []).append(100 * made["metrics"][metric])
     means = {cell: np.mean(found) for cell, found in values.items()}
-    found = findings.best(table, {"num_iterations": 1, "num_anchors": 2}, metric)
+    found = statistics.best(table, {"num_iterations": 1, "num_anchors": 2}, metric)
     assert found.numbers["best"] == pytest.approx(max(means.values()))
     assert found.numbers["worst"] == pytest.approx(min(means.values()))
     assert f"{min(means.values()):.1f} %" in found.text and f"{max(means.values()):.1f} %" in found.text
     at_one = [mean for (T, _), found_ in values.items() if T == 1 for mean in found_]
-    trend = findings.trend(table, 1, by="num_iterations", metric=metric, within=["num_anchors"])
+    trend = statistics.trend(table, 1, by="num_iterations", metric=metric, within=["num_anchors"])
     assert trend.numbers["mean 1"] == pytest.approx(np.mean(at_one))
     assert f"{np.mean(at_one):.1f} %" in trend.text
 
 
 @pytest.mark.parametrize("metric", ["R@1", "MAP@R"])
 def test_what_the_book_says_of_the_losses_is_in_the_records(metric):
-    table = pages.matching(pages.planned("book/sweeps/losses_omniglot.yaml"))
-    found = findings.ranking(table, metric=metric)
+    table = runs.matching(runs.planned("book/sweeps/losses_omniglot.yaml"))
+    found = statistics.ranking(table, metric=metric)
     records = [json.loads(Path(path).read_text()) for path in table["path"]]
     ours, theirs = (
         {made["seed"]: 100 * made["metrics"][metric] for made in records if made["method"] == method}
@@ -311,7 +314,7 @@ def test_what_the_book_says_of_the_search_is_in_the_records():
         method: [50 * sum(records[trial["run_id"]][name] for name in ("R@1", "MAP@R")) for trial in study.trials]
         for method, study in studies.items()
     }
-    found, shown = findings.search_gain(studies), findings.search_table(studies)
+    found, shown = statistics.search_gain(studies), statistics.search_table(studies)
     gains = {method: max(values) - values[0] for method, values in scores.items()}
     for method, values in scores.items():
         assert found.numbers[f"gain {method}"] == pytest.approx(gains[method])
@@ -336,12 +339,12 @@ def test_a_search_whose_defaults_failed_and_one_at_the_edge():
         return SimpleNamespace(trials=made, best=best, space={"learning_rate": {"low": 0.25, "high": 4, "log": True}})
 
     studies = {"triplet": study((1e-3, 0.5), (3.5e-3, 0.8)), "arcface": study((1e-3, None), (2e-3, 0.6))}
-    found = findings.search_gain(studies)
+    found = statistics.search_gain(studies)
     assert found.numbers == pytest.approx({"gain triplet": 30, "gain": 30, "edge": 1, "between": 10})
-    assert findings.search_table(studies)["defaults"].tolist() == ["50.0", "failed"]
-    assert findings.search_table(studies).loc["triplet", "settings of the best"] == "learning_rate 0.0035"
+    assert statistics.search_table(studies)["defaults"].tolist() == ["50.0", "failed"]
+    assert statistics.search_table(studies).loc["triplet", "settings of the best"] == "learning_rate 0.0035"
     with pytest.raises(ValueError, match="no study whose trial with the defaults went well"):
-        findings.search_gain({"arcface": studies["arcface"]})
+        statistics.search_gain({"arcface": studies["arcface"]})
 
 
 ABLATIONS = [
@@ -376,9 +379,9 @@ def test_what_the_book_says_of_a_setting_is_in_the_records(sweep, setting, usual
         ):
             cell = (config[setting], *(config[name] for name in within), made["seed"])
             values[cell] = 100 * made["metrics"][metric]
-    table = pages.matching(pages.planned(f"book/sweeps/{sweep}.yaml"))
-    assert len(table) == len(values) == len(pages.planned(f"book/sweeps/{sweep}.yaml"))
-    found = findings.trend(table, usual, by=setting, metric=metric, within=within)
+    table = runs.matching(runs.planned(f"book/sweeps/{sweep}.yaml"))
+    assert len(table) == len(values) == len(runs.planned(f"book/sweeps/{sweep}.yaml"))
+    found = statistics.trend(table, usual, by=setting, metric=metric, within=within)
     for level in varied[setting]:
         of_level = {cell[1:]: value for cell, value in values.items() if cell[0] == level}
         assert found.numbers[f"mean {level}"] == pytest.approx(np.mean(list(of_level.values())))

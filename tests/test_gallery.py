@@ -16,10 +16,11 @@ from PIL import Image
 from stub_book import ROOT
 from test_photos import network
 
-from gl_core import approximate, checkpoints, gallery, photos
-from gl_core.cli import main
 from gl_core.evaluation import nearest_neighbours
-from gl_core.strategies import Strategies
+from gl_core.inference.strategies import Strategies
+from gl_core.training import checkpoints
+from glbook.cli import main
+from glbook.search import approximate, gallery, image_files
 
 
 def draw(path, seed, size=(32, 32)):
@@ -47,7 +48,7 @@ class Network:
         self.embedded = []
 
     def open(self, root, monkeypatch, **options):
-        original = photos.embed_files
+        original = image_files.embed_files
 
         def counted(model, config, files, *rest, **keywords):
             self.embedded += [path.name for path in files]
@@ -65,8 +66,8 @@ def names(folder):
 def same_as_fresh(found, place):
     """The index holds exactly what embedding all files anew gives."""
     model, card = checkpoints.load(place / "net")
-    files = photos.find_images([found.root])
-    fresh = photos.embed_files(model, checkpoints.configuration(card), files)
+    files = image_files.find_images([found.root])
+    fresh = image_files.embed_files(model, checkpoints.configuration(card), files)
     assert found.names == [str(path.relative_to(found.root)) for path in fresh.files]
     expected = torch.nn.functional.normalize(fresh.embeddings)
     torch.testing.assert_close(torch.from_numpy(np.array(found.embeddings)), expected)
@@ -153,7 +154,7 @@ def test_a_file_that_changes_while_it_is_embedded_is_embedded_again(place, monke
     """Also if its first content comes back, which was read for the hash, but not for the embedding."""
     network, album = Network(place), place / "album"
     file = album / "b" / "05.png"
-    first, original = file.read_bytes(), photos.embed_files
+    first, original = file.read_bytes(), image_files.embed_files
 
     def changing(model, config, files, *rest, **keywords):
         if file in files:
@@ -161,9 +162,9 @@ def test_a_file_that_changes_while_it_is_embedded_is_embedded_again(place, monke
         return original(model, config, files, *rest, **keywords)
 
     monkeypatch.setattr(gallery, "TICK", 0)
-    monkeypatch.setattr(photos, "embed_files", changing)
+    monkeypatch.setattr(image_files, "embed_files", changing)
     assert network.open(album, monkeypatch)[1].embedded == 20
-    monkeypatch.setattr(photos, "embed_files", original)
+    monkeypatch.setattr(image_files, "embed_files", original)
     if restored:
         file.write_bytes(first)
     found, _ = network.open(album, monkeypatch)
@@ -233,7 +234,8 @@ def test_ten_thousand_images_are_searched_within_a_second(place):
 
 INDEX = """
 import sys, time
-from gl_core import checkpoints, gallery, photos
+from gl_core.training import checkpoints
+from glbook.search import gallery
 gallery.CHUNK = 4
 original = gallery.embed_files
 def slowly(*arguments, **keywords):
@@ -328,8 +330,10 @@ def test_search_prints_and_draws_the_nearest(place, capsys, monkeypatch):
     # The image that is in the gallery does not find itself.
     assert f"{album}/a/06.png" not in [path for _, path in found[3:]]
     model, card = checkpoints.load(place / "net")
-    files = [path for path in photos.find_images([album]) if path.name not in ("06.png", "z.png")]
-    vectors = photos.embed_files(model, checkpoints.configuration(card), [album / "a" / "06.png", *files]).embeddings
+    files = [path for path in image_files.find_images([album]) if path.name not in ("06.png", "z.png")]
+    vectors = image_files.embed_files(
+        model, checkpoints.configuration(card), [album / "a" / "06.png", *files]
+    ).embeddings
     similarity, index = nearest_neighbours(vectors[:1], vectors[1:], 3)
     assert [path for _, path in found[3:]] == [str(files[i]) for i in index[0]]
     assert [value for value, _ in found[3:]] == pytest.approx(similarity[0].tolist(), abs=6e-5)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gl_core import datasets
-from gl_core.config import Config
+from gl_core.training.config import Config
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from gl_core import datasets, protocols
-from gl_core.config import Config
-from gl_core.datasets import lettering
+from gl_core import datasets
+from gl_core.datasets import lettering, protocol
 from gl_core.evaluation import retrieval_metrics
+from gl_core.training.config import Config
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +86,8 @@ def test_a_query_is_another_drawing_than_its_gallery_image(test):
 def test_searching_without_cameras_looks_better(test):
     """The other drawing of the same typeface is found, which says nothing of other typefaces."""
     x = torch.from_numpy(255 - pixels(test, range(len(test))).reshape(len(test), -1).astype(np.float32))
-    query, gallery = (torch.from_numpy(part) for part in protocols.query_and_gallery(test))
-    with_cameras = protocols.judge(x, test)
+    query, gallery = (torch.from_numpy(part) for part in protocol.query_and_gallery(test))
+    with_cameras = protocol.judge(x, test)
     without = retrieval_metrics(x[query], test.labels[query], x[gallery], test.labels[gallery])
     assert with_cameras["excluded_queries"] == 0
     assert 0.2 < with_cameras["Rank-1"] < without["R@1"] - 0.03

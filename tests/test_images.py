@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from gl_core.images import ImageStore, augment
+from gl_core.datasets.augmentation import augment
+from gl_core.datasets.store import ImageStore
 from gl_core.inference import embed
 from gl_core.models import build
 

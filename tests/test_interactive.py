@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gl_core import plots
+from glbook import plots
 
 W = torch.tensor([[1.0, 0.0, 0.5], [0.0, 1.0, 0.25], [0.5, 0.25, 1.0]])
 X = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.2, 0.3, 0.5]])

@@ -15,7 +15,7 @@ import yaml
 from packaging.requirements import Requirement
 from stub_book import ROOT
 
-from gl_core import citations
+from glbook import citations
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 REQUIRED = [
@@ -241,7 +241,7 @@ class TestChapter:
             )
 
     def test_lists_what_it_cites_and_nothing_else(self, path):
-        """`python -m gl_core.citations` brings the lists up to date."""
+        """`python -m glbook.citations` brings the lists up to date."""
         bibliography = ROOT / "book" / "references.bib"
         *texts, last = (cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "markdown")
         keys = citations.cited("\n".join(texts), citations.labels(bibliography))

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from pytorch_metric_learning.utils.inference import FaissKNN
 
-from gl_core.clustering import kmeans
 from gl_core.evaluation import clustering_metrics, retrieval_metrics
+from gl_core.evaluation.clustering import kmeans
 
 SHARED = {
     "precision_at_1": "R@1", "mean_average_precision_at_r": "MAP@R", "r_precision": "R-Precision", "NMI": "NMI", "AMI": "AMI"

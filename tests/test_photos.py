@@ -8,17 +8,19 @@ import torch
 from PIL import Image
 from pyarrow import parquet
 
-from gl_core import building, checkpoints, datasets, ensembles, inference, photos
-from gl_core.cli import main
-from gl_core.config import Config
-from gl_core.strategies import Strategies
+from gl_core import datasets, inference
+from gl_core.inference.strategies import Strategies
+from gl_core.training import checkpoints, components
+from gl_core.training.config import Config
+from glbook.cli import main
+from glbook.search import ensembles, image_files
 
 
 def network(path, *, seed=0, strategies=None, **settings):
     """A checkpoint of an untrained network."""
     torch.manual_seed(seed)
     config = Config.resolve(dataset="folder", backbone="conv4", image_size=28, **settings)
-    model = building.build_model(config)
+    model = components.build_model(config)
     card = {"config": config.as_dict(), "architecture": {"embedding_size": model.embedding_size}}
     return checkpoints.save(path, model, card | {"strategies": strategies and strategies.as_dict()})
 
@@ -39,7 +41,7 @@ def expected(checkpoint, album):
     """By the way that training goes: the data set of the folder, stored, embedded."""
     model, card = checkpoints.load(checkpoint)
     dataset = datasets.load("folder", album, "all")
-    store = building.image_store(dataset, checkpoints.configuration(card), torch.device("cpu"))
+    store = components.image_store(dataset, checkpoints.configuration(card), torch.device("cpu"))
     return dataset, inference.embed(model, store, checkpoints.strategies(card))
 
 
@@ -62,7 +64,7 @@ def test_files_are_embedded_as_in_evaluation(tmp_path, album, strategies, capsys
 
 
 def test_unreadable_files_are_named_counted_and_left_out(tmp_path, album, capsys, monkeypatch):
-    monkeypatch.setattr(photos, "CHUNK", 2)
+    monkeypatch.setattr(image_files, "CHUNK", 2)
     checkpoint = network(tmp_path / "net")
     _, embeddings = expected(checkpoint, album)
     (album / "a" / "0a.jpg").write_bytes((album / "a" / "0.png").read_bytes()[:100])

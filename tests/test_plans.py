@@ -13,10 +13,12 @@ import psutil
 import pytest
 from stub_book import ROOT, chapter_of, make_book
 
-from gl_core import chapters, runs, sweeps
-from gl_core.sweeps import cli, gpus, keys, pool, worker
-from gl_core.sweeps.claims import Claims, TakenError
-from gl_core.sweeps.progress import Progress
+from gl_core.training import records
+from glbook import notebooks, runs, sweeps
+from glbook.commands import sweep as cli
+from glbook.sweeps import gpus, keys, pool, worker
+from glbook.sweeps.claims import Claims, TakenError
+from glbook.sweeps.progress import Progress
 
 
 @pytest.fixture
@@ -105,7 +107,7 @@ def test_what_could_not_run_is_refused_in_one_line(book, content, message):
 def test_the_sweeps_of_the_book_can_run(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(keys, "data_version", lambda dataset, root: "")
-    monkeypatch.setattr("gl_core.tuning.best_settings", lambda given: {"learning_rate": 1e-3})
+    monkeypatch.setattr("glbook.tuning.best_settings", lambda given: {"learning_rate": 1e-3})
     made = sweeps.read_plan(path)
     assert len(made.runs) >= 9 and {run.given["keep"] for run in made.runs} == {"final"}
     assert len({run.settings["seed"] for run in made.runs}) >= 3
@@ -119,7 +121,7 @@ def test_what_the_file_varies_cannot_be_given(book):
 def test_bad_plans_leave_nothing_behind(book):
     Path("bad.yaml").write_text("chapter: plain\ngrid: {seed: []}")
     done = subprocess.run(
-        [sys.executable, "-m", "gl_core", "sweep", "bad.yaml"], capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "glbook", "sweep", "bad.yaml"], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 2 and not Path("_build").exists()
     assert done.stderr == "glbook: bad.yaml: grid: seed=[]: must be a list of one value or more\n"
@@ -181,19 +183,19 @@ def test_comments_and_layout_do_not_count():
 def test_only_the_cells_of_the_run_are_executed_by_a_sweep(book):
     notebook = chapter_of(["seed: int = 0", "picture = 1", "made = seed"])
     notebook.cells[3].metadata.tags = ["run"]
-    shortened = chapters.lean(notebook)
+    shortened = notebooks.lean(notebook)
     assert [cell.source for cell in shortened["cells"]] == ["seed: int = 0", "made = seed"]
     whole = chapter_of(["seed: int = 0", "made = seed"])
-    assert chapters.lean(whole) == whole
+    assert notebooks.lean(whole) == whole
     training = json.loads((ROOT / "book" / "training.ipynb").read_text())
-    assert [cell["id"] for cell in chapters.lean(training)["cells"]] == ["setup", "parameters", "config", "run"]
+    assert [cell["id"] for cell in notebooks.lean(training)["cells"]] == ["setup", "parameters", "config", "run"]
 
 
 class TestClaims:
     RECORD = {"run_id": "r", "created": "2026-01-01T00:00:00+00:00", "purpose": None}
 
     def hand_in(self, claim, run_id="r"):
-        runs.write_record(self.RECORD | {"run_id": run_id}, claim.records_folder())
+        records.write_record(self.RECORD | {"run_id": run_id}, claim.records_folder())
         return claim.hand_in()
 
     def test_one_process_has_a_run_and_its_record_appears_when_it_is_done(self, book):
@@ -203,7 +205,7 @@ class TestClaims:
         assert claims.last("k").state == "running" and not claims.last("k").is_orphan()
         with pytest.raises(TakenError):
             claims.take("k", after=0)
-        runs.write_record(self.RECORD, claim.records_folder())
+        records.write_record(self.RECORD, claim.records_folder())
         assert len(runs.load_runs(book / "_build" / "results")) == 0
         assert claim.hand_in() == [self.RECORD]
         assert runs.load_runs(book / "_build" / "results")["run_id"].tolist() == ["r"]
@@ -213,7 +215,7 @@ class TestClaims:
     def test_the_late_record_of_a_run_that_was_taken_over_is_refused(self, book):
         claims = Claims(book / "claims")
         late = claims.take("k", after=0)
-        runs.write_record(self.RECORD | {"run_id": "late"}, late.records_folder())
+        records.write_record(self.RECORD | {"run_id": "late"}, late.records_folder())
         successor = claims.take("k", after=1)
         assert not late.is_mine() and successor.is_mine()
         with pytest.raises(TakenError):
@@ -226,7 +228,7 @@ class TestClaims:
         assert runs.load_runs(book / "_build" / "results")["run_id"].tolist() == ["in time"]
 
     def test_a_run_whose_process_is_gone_is_taken_over_at_once(self, book):
-        code = "from gl_core.sweeps.claims import *; import pathlib; Claims(pathlib.Path('claims')).take('k', after=0)"
+        code = "from glbook.sweeps.claims import *; import pathlib; Claims(pathlib.Path('claims')).take('k', after=0)"
         subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
         claims = Claims(book / "claims")
         assert claims.last("k").is_orphan()
@@ -235,7 +237,7 @@ class TestClaims:
     def test_of_another_machine_nothing_is_known_but_its_silence(self, book, monkeypatch):
         claims = Claims(book / "claims")
         claim = claims.take("k", after=0)
-        monkeypatch.setattr("gl_core.sweeps.claims._machine", lambda: "another")
+        monkeypatch.setattr("glbook.sweeps.claims._machine", lambda: "another")
         (run,) = plan({"chapter": "plain"}).runs
         store = pool._Store([])
         monkeypatch.setattr(pool, "LEASE", 0.05)
@@ -310,7 +312,7 @@ def test_a_run_that_is_taken_over_ends_at_once(book):
     nbformat.write(chapter_of(["seed: int = 0", "import time; time.sleep(60)"]), book / "book" / "plain.ipynb")
     (run,) = plan({"chapter": "plain"}).runs
     spec = {"root": str(book), "key": run.key, "after": 0, "chapter": "plain", "given": run.given, "threads": 1}
-    code = "import sys; from gl_core.sweeps import worker; worker.HEARTBEAT = 0.1; worker.main()"
+    code = "import sys; from glbook.sweeps import worker; worker.HEARTBEAT = 0.1; worker.main()"
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(os.getpid())], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -328,7 +330,7 @@ def test_a_run_that_is_taken_over_ends_at_once(book):
 
 WAIT = """
 import sys, tempfile
-from gl_core.sweeps import gpus
+from glbook.sweeps import gpus
 tempfile.tempdir, gpus.count, gpus.PAUSE = sys.argv[1], lambda device: 2, 0.05
 with gpus.reserved("auto") as name:
     print(name)
@@ -378,7 +380,7 @@ def test_a_dry_run_tells_and_does_nothing(book, capsys):
     shown = capsys.readouterr().out
     assert shown.splitlines()[:2] == ["left    training seed=0", "left    training seed=1"]
     assert "sweep: 2 runs: 2 left" in shown and "time: unknown" in shown
-    runs.write_record(like(1, 30.0) | {"purpose": None})
+    records.write_record(like(1, 30.0) | {"purpose": None})
     assert cli.run(options) == 0
     assert "time: about 2 min, 1 at a time, by the records of like runs" in capsys.readouterr().out
     assert [path.name for path in (book / "_build").iterdir()] == ["results"]
@@ -386,5 +388,5 @@ def test_a_dry_run_tells_and_does_nothing(book, capsys):
 
 def test_records_without_a_key_are_read_as_before(book):
     old = {"run_id": "old", "created": "2026-01-01T00:00:00+00:00", "config": {"epochs": 3}, "wall_time_s": 3.0}
-    runs.write_record(old)
+    records.write_record(old)
     assert pool.records() == [old] and runs.load_runs("_build/results")["sweep"].tolist() == [None]

@@ -9,8 +9,8 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from gl_core import pages, plots
 from gl_core.propagation import replicator_dynamics
+from glbook import plots, runs
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +41,7 @@ def history(*losses, **more):
 
 def table(*rows):
     """Runs as (method, number of anchors, number of iterations, R@1)."""
-    return pages.as_table(
+    return runs.as_table(
         [
             {
                 "run_id": str(i), "seed": i, "method": method, "config": {"num_anchors": anchors, "num_iterations": T},
@@ -203,12 +203,12 @@ def test_setting_curve_shows_the_interval_of_the_mean_and_each_run():
 
 
 def test_differences_show_intervals_and_seeds_and_mark_what_is_decided():
-    from gl_core import findings
+    from glbook import statistics
 
     runs = [("group_loss", 0.5), ("group_loss", 0.52), ("group_loss", 0.54), ("ahead", 0.7), ("ahead", 0.721)]
     runs += [("ahead", 0.742), ("open", 0.6), ("open", 0.4), ("open", 0.55)]
     data = table(*((method, 0, 1, r1) for method, r1 in runs)).assign(seed=[0, 1, 2] * 3)
-    compared = findings.compare(data, "group_loss")
+    compared = statistics.compare(data, "group_loss")
     figure = drawn(plots.differences(compared, "the Group Loss"))
     assert {"ahead", "open", "difference to the Group Loss (R@1, points)"} <= set(texts(figure))
     dots = [bar.lines[0] for bar in figure.axes[0].containers]

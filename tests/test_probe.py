@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gl_core.probe import linear_probe
+from gl_core.models.probe import linear_probe
 
 
 def clouds(n=30, C=4, d=6, spread=0.3):

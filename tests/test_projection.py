@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from gl_core.projection import align, aligned_projections, neighbours_kept, umap_projection
+from glbook.projection import align, aligned_projections, neighbours_kept, umap_projection
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +166,7 @@ def test_aligned_maps_refuse_misuse(moments, settings, message):
 
 
 def test_umap_is_loaded_when_it_is_used():
-    code = "import sys, gl_core.projection; sys.exit('umap' in sys.modules or 'numba' in sys.modules)"
+    code = "import sys, glbook.projection; sys.exit('umap' in sys.modules or 'numba' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 from miniatures import BUILDERS
 
-from gl_core import datasets, protocols, training
-from gl_core.config import Config
+from gl_core import datasets, training
+from gl_core.datasets import protocol
 from gl_core.datasets.base import RetrievalDataset
 from gl_core.evaluation import clustering_metrics, reid_metrics, retrieval_metrics
+from gl_core.training.config import Config
 
 random = np.random.default_rng(0)
 embeddings = torch.from_numpy(random.normal(size=(60, 4)))
@@ -23,39 +24,39 @@ def dataset(**columns):
 
 @pytest.mark.parametrize("role", [True, False])
 def test_images_that_search_each_other(role):
-    found = protocols.judge(embeddings, dataset(is_query=role, is_gallery=role), cluster=True)
+    found = protocol.judge(embeddings, dataset(is_query=role, is_gallery=role), cluster=True)
     expected = retrieval_metrics(embeddings, labels) | clustering_metrics(embeddings, labels)
-    assert found == expected and protocols.headline(found) == ("R@1", "MAP@R")
+    assert found == expected and protocol.headline(found) == ("R@1", "MAP@R")
 
 
 def test_queries_that_search_a_gallery():
     is_query = random.random(60) < 0.4
-    found = protocols.judge(embeddings, dataset(is_query=is_query, is_gallery=~is_query), cluster=True)
+    found = protocol.judge(embeddings, dataset(is_query=is_query, is_gallery=~is_query), cluster=True)
     expected = retrieval_metrics(embeddings[is_query], labels[is_query], embeddings[~is_query], labels[~is_query])
     assert {name: found[name] for name in expected} == expected and "NMI" in found
 
 
 def test_persons_before_cameras():
     is_query, cameras = random.random(60) < 0.3, random.integers(1, 4, 60)
-    found = protocols.judge(
+    found = protocol.judge(
         embeddings, dataset(is_query=is_query, is_gallery=~is_query, camera=cameras), metric="euclidean", cluster=True
     )
     sides = [(embeddings[part], labels[part], cameras[part]) for part in (is_query, ~is_query)]
     assert found == reid_metrics(*sides[0], *sides[1], metric="euclidean")
-    assert protocols.headline(found) == ("Rank-1", "mAP")
+    assert protocol.headline(found) == ("Rank-1", "mAP")
 
 
 def test_cameras_do_not_matter_where_training_classes_are_held_out():
     held_out = dataset(is_query=True, is_gallery=True, camera=random.integers(1, 4, 60))
-    assert protocols.judge(embeddings, held_out) == retrieval_metrics(embeddings, labels)
+    assert protocol.judge(embeddings, held_out) == retrieval_metrics(embeddings, labels)
 
 
 def test_given_distances_take_the_place_of_the_metric():
     is_query = np.arange(60) < 20
     D = torch.cdist(embeddings[:20], embeddings[20:]) ** 2
     part = dataset(is_query=is_query, is_gallery=~is_query)
-    assert protocols.judge(embeddings, part, distances=D) == protocols.judge(embeddings, part, metric="euclidean")
-    assert protocols.judge(embeddings, part, distances=-D)["R@1"] != protocols.judge(embeddings, part)["R@1"]
+    assert protocol.judge(embeddings, part, distances=D) == protocol.judge(embeddings, part, metric="euclidean")
+    assert protocol.judge(embeddings, part, distances=-D)["R@1"] != protocol.judge(embeddings, part)["R@1"]
 
 
 @pytest.mark.parametrize("name", sorted(BUILDERS))

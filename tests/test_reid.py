@@ -6,8 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gl_core import pairs
-from gl_core.evaluation import reid_metrics
+from gl_core.evaluation import reid_metrics, similarities
 
 
 def on_a_line(query_place, places, query=(7, 1), gallery=((7, 2),), **given):
@@ -115,10 +114,10 @@ def test_memory_is_bounded_and_chunks_change_nothing(monkeypatch):
     whole = reid_metrics(*problem)
     assert reid_metrics(*problem, chunk_size=7) == pytest.approx(whole)
     sizes = []
-    chunks = pairs.Pairs.chunks
-    monkeypatch.setattr(pairs, "CHUNK_BYTES", 20_000)
+    chunks = similarities.Pairs.chunks
+    monkeypatch.setattr(similarities, "CHUNK_BYTES", 20_000)
     monkeypatch.setattr(
-        pairs.Pairs, "chunks",
+        similarities.Pairs, "chunks",
         lambda *a, **k: ((sizes.append(rows.stop - rows.start), (rows, s))[1] for rows, s in chunks(*a, **k)),
     )  # fmt: skip
     assert reid_metrics(*problem) == pytest.approx(whole) and max(sizes) < 10

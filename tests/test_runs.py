@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from gl_core import runs
-from gl_core.config import Config
+from gl_core.training import records
+from gl_core.training.config import Config
+from glbook import runs
 
 
 def record(**changes):
-    made = runs.new_record(
+    made = records.new_record(
         chapter="training", config=Config.resolve(dataset="omniglot", seed=3).as_dict(), device="a CPU"
     )
     made |= {
@@ -27,7 +28,7 @@ def record(**changes):
 
 def test_a_record_comes_back_as_a_row(tmp_path):
     made = record()
-    path = runs.write_record(made, tmp_path)
+    path = records.write_record(made, tmp_path)
     assert path.name == f"{made['run_id']}.json"
     assert path.stat().st_size < 5000
     (row,) = runs.load_runs(tmp_path).to_dict("records")
@@ -60,8 +61,8 @@ def test_the_record_says_what_a_reader_needs_to_trust_it():
 
 def test_records_of_several_folders_and_files_that_are_none(tmp_path):
     (tmp_path / "deep").mkdir()
-    first = runs.write_record(record(created="2026-01-02T00:00:00+00:00"), tmp_path)
-    second = runs.write_record(record(created="2026-01-01T00:00:00+00:00"), tmp_path / "deep")
+    first = records.write_record(record(created="2026-01-02T00:00:00+00:00"), tmp_path)
+    second = records.write_record(record(created="2026-01-01T00:00:00+00:00"), tmp_path / "deep")
     (tmp_path / "benchmark.json").write_text('{"table": []}')
     (tmp_path / "list.json").write_text("[1]")
     assert runs.load_runs(tmp_path)["path"].tolist() == [str(second), str(first)]
@@ -84,28 +85,28 @@ def test_only_kept_runs_go_to_the_tracked_folder(tmp_path, monkeypatch):
     (tmp_path / "_config.yml").touch()
     (tmp_path / "book" / "deeper").mkdir()
     monkeypatch.chdir(tmp_path / "book" / "deeper")
-    assert runs.project_root() == tmp_path
-    assert runs.write_record(record()).parent == tmp_path / "_build" / "results"
-    kept = runs.new_record(chapter="training", config={}, device="a CPU", keep="tuning") | {"metrics": {}}
-    assert runs.write_record(kept).parent == tmp_path / "data" / "results"
+    assert records.project_root() == tmp_path
+    assert records.write_record(record()).parent == tmp_path / "_build" / "results"
+    kept = records.new_record(chapter="training", config={}, device="a CPU", keep="tuning") | {"metrics": {}}
+    assert records.write_record(kept).parent == tmp_path / "data" / "results"
     assert runs.load_runs()["purpose"].tolist() == ["tuning"]
     with pytest.raises(ValueError, match="keep='forever': must be one of final, tuning"):
-        runs.new_record(chapter="training", config={}, device="a CPU", keep="forever")
+        records.new_record(chapter="training", config={}, device="a CPU", keep="forever")
 
 
 def test_a_record_is_never_overwritten(tmp_path):
     made = record()
-    path = runs.write_record(made, tmp_path)
+    path = records.write_record(made, tmp_path)
     before = path.read_bytes()
     with pytest.raises(FileExistsError):
-        runs.write_record(made | {"metrics": {"R@1": 1.0}}, tmp_path)
+        records.write_record(made | {"metrics": {"R@1": 1.0}}, tmp_path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_not_a_number_is_no_result(tmp_path):
     with pytest.raises(ValueError):
-        runs.write_record(record(metrics={"R@1": float("nan")}), tmp_path)
+        records.write_record(record(metrics={"R@1": float("nan")}), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -115,9 +116,9 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path):
         "import signal, sys, pathlib\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))\n"
-        "from gl_core import runs\n"
+        "from gl_core.training import records\n"
         "try:\n"
-        "    runs.write_record({'run_id': 'x', 'purpose': None, 'metrics': {str(i): i for i in range(99)}},"
+        "    records.write_record({'run_id': 'x', 'purpose': None, 'metrics': {str(i): i for i in range(99)}},"
         " pathlib.Path(sys.argv[1]))\n"
         "except OSError as error:\n"
         "    print(error)\n"
@@ -132,12 +133,12 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path):
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="the record could not be written"):
-        runs.write_record(record(), tmp_path / "file")
+        records.write_record(record(), tmp_path / "file")
 
 
 def test_the_tracked_records_are_readable_and_real():
     table = runs.load_runs()
     for row in table.to_dict("records"):
-        assert row["purpose"] in runs.PURPOSES
+        assert row["purpose"] in records.PURPOSES
         assert row["commit"] and not row["commit"].endswith("-dirty"), f"{row['path']} was made from uncommitted code"
         assert json.loads(Path(row["path"]).read_text())["config"]["profile"] in ("quick", "full")

@@ -1,6 +1,6 @@
 """Docstrings and references on the pages."""
 
-from gl_core.sphinx import _keep_spreads_together, _repair_roles, _set_formulas
+from glbook.sphinx_extension import _keep_spreads_together, _repair_roles, _set_formulas
 
 
 def processed(docstring: str) -> list[str]:

@@ -8,13 +8,20 @@ import pytest
 import torch
 
 from gl_core import models
-from gl_core.activation import leaky_last_activation
 from gl_core.datasets.base import RetrievalDataset
+from gl_core.datasets.protocol import judge
 from gl_core.evaluation import retrieval_metrics
-from gl_core.inference import Strategies, beta_normalize, embed, mixed_pooling, query_expansion, search_and_judge
-from gl_core.protocols import judge
+from gl_core.inference import (
+    Strategies,
+    beta_normalize,
+    embed,
+    mixed_pooling,
+    query_expansion,
+    search_and_judge,
+)
+from gl_core.inference.strategies import PUBLISHED
+from gl_core.models.last_activation import leaky_last_activation
 from gl_core.rerank import k_reciprocal
-from gl_core.strategies import PUBLISHED
 
 
 def seeded(*shape, seed=0):

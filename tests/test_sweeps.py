@@ -13,9 +13,9 @@ import psutil
 import pytest
 from stub_book import chapter_of, make_book
 
-from gl_core import processes
+from glbook import processes
 
-GLBOOK = [sys.executable, "-m", "gl_core"]
+GLBOOK = [sys.executable, "-m", "glbook"]
 PARAMETERS = """\
 seed: int = 0
 steps: int = 5
@@ -82,7 +82,7 @@ def descendants(process: int) -> list[psutil.Process]:
 
 def is_part_of_a_run(process: psutil.Process) -> bool:
     try:
-        return any("gl_core.sweeps.worker" in word for word in process.cmdline())
+        return any("glbook.sweeps.worker" in word for word in process.cmdline())
     except psutil.Error:
         return False
 
@@ -131,8 +131,8 @@ def test_killed_at_random_moments_and_restarted_it_makes_each_run_once(book):
 WAITING = """
 import time
 from pathlib import Path
-from gl_core.sweeps import pool, read_plan
-from gl_core.sweeps.progress import Progress
+from glbook.sweeps import pool, read_plan
+from glbook.sweeps.progress import Progress
 
 if __name__ == "__main__":
     pool.run_one = lambda spec: time.sleep(2)

@@ -7,10 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from gl_core import building, datasets, devices, models, runs, training
-from gl_core.config import Config
-from gl_core.images import ImageStore
+from gl_core import datasets, devices, models, training
+from gl_core.datasets.store import ImageStore
 from gl_core.loss import GroupLoss, group_loss
+from gl_core.training import components
+from gl_core.training.config import Config
+from glbook import runs
 
 SMALL = {"dataset": "folder", "backbone": "conv4", "image_size": 28, "classes_per_batch": 3, "samples_per_class": 4}
 
@@ -165,7 +167,7 @@ def test_frozen_batch_norm_stays_as_it_was(pictures):
 
 
 def test_the_progress_bar_says_loss_recall_speed_and_time_left(pictures, project, capfd, monkeypatch):
-    monkeypatch.setattr("gl_core.progress.INTERVAL", 0.0)
+    monkeypatch.setattr("gl_core.training.progress.INTERVAL", 0.0)
     training.run(config(pictures))
     shown = capfd.readouterr().err
     assert "training" in shown and "loss " in shown and "R@1 " in shown and "images/s" in shown and "<" in shown
@@ -331,7 +333,7 @@ def test_the_host_never_waits_for_the_gpu_in_a_step(pictures, kind):
         gpu
     )
     fabric = devices.fabric(gpu, asked.precision)
-    learner, optimizer = fabric.setup(learner, building.build_optimizer(asked, learner))
+    learner, optimizer = fabric.setup(learner, components.build_optimizer(asked, learner))
     sampler = training.GroupSampler(store.labels.cpu(), 3, 4)
     generator = torch.Generator().manual_seed(0)
     try:

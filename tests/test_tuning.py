@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from stub_book import ROOT, make_book
 
-from gl_core import baselines, runs, sweeps, tuning
-from gl_core.config import METHODS, Config
-from gl_core.sweeps import keys
+from gl_core.training import baselines, records
+from gl_core.training.config import METHODS, Config
+from glbook import runs, sweeps, tuning
+from glbook.sweeps import keys
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def book(tmp_path, monkeypatch):
                 continue  # this one fails
             score = 1 / (1 + abs(run.given["learning_rate"] / 4e-3 - 1))
             record = {"run_id": f"r{len(made)}", "created": "2026-01-01T00:00:00+00:00", "purpose": "tuning"}
-            runs.write_record(record | {"sweep": {"key": run.key}, "metrics": {"R@1": score, "MAP@R": score}})
+            records.write_record(record | {"sweep": {"key": run.key}, "metrics": {"R@1": score, "MAP@R": score}})
 
     monkeypatch.setattr(sweeps, "run_plan", run_plan, raising=False)
     return made

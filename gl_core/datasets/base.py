@@ -64,8 +64,8 @@ class RetrievalDataset(Dataset):
         self.class_names = list(class_names)
         self.images = images
         self.packed: dict[tuple[int, int], PackedImages] = {}
-        self.rows: Int[np.ndarray, "n"] = np.arange(len(self.table))
-        self.labels: Int[np.ndarray, "n"] = self.table["label"].to_numpy(dtype=np.int64, copy=True)
+        self.rows: Int[np.ndarray, " n"] = np.arange(len(self.table))
+        self.labels: Int[np.ndarray, " n"] = self.table["label"].to_numpy(dtype=np.int64, copy=True)
         self._paths = self.table["path"].tolist()
 
     def __len__(self) -> int:

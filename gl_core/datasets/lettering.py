@@ -86,7 +86,7 @@ def _outline(letter: str, font: FT2Font) -> Outline:
     return Outline((path.vertices - (low + high) / 2) / (high - low).max(), path.codes)
 
 
-def _box(path: Outline) -> tuple[Float[np.ndarray, "2"], Float[np.ndarray, "2"]]:
+def _box(path: Outline) -> tuple[Float[np.ndarray, " 2"], Float[np.ndarray, " 2"]]:
     # The vertex that closes a contour is no place of the drawing.
     places = path.vertices[path.codes != Outline.CLOSEPOLY]
     return places.min(axis=0), places.max(axis=0)

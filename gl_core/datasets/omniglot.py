@@ -98,7 +98,7 @@ def _opened(folder: Path, part: str) -> ImageFiles:
 
 def _downloaded() -> Path:
     """The folder for downloads, with what was missing in it downloaded."""
-    from gl_core.runs import project_root
+    from gl_core.training.records import project_root
 
     folder = project_root() / "data" / "omniglot"
     for part, sha256 in SHA256.items():

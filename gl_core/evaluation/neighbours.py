@@ -1,0 +1,53 @@
+"""Exact nearest neighbours, a chunk of queries at a time, so that memory does not grow with their number."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from gl_core import _checks
+from gl_core.evaluation.arrays import Rows
+from gl_core.evaluation.similarities import RANGE, Pairs
+
+__all__ = ["nearest_neighbours"]
+
+
+def nearest_neighbours(
+    query: Rows, gallery: Rows | None = None, k: int = 1, *, metric: str = "cosine", chunk_size: int | None = None
+) -> tuple[Float[Tensor, "q k"], Int[Tensor, "q k"]]:
+    """The k rows of the gallery most similar to each query, best first: their similarities and their indices.
+
+        cosine:     s = <q, g> / (|q| |g|), in [-1, 1]; 0 if a vector is zero
+        euclidean:  s = -|q - g|^2, at most 0, of the vectors as given
+
+    Without a `gallery` the queries are searched among themselves, each leaving out itself by its index: a copy of it in
+    another row is found. Of equal similarities the one with the lower index comes first; which of those that tie at the
+    k-th place make it is not specified. Copies of a vector can differ in the last bits of their similarity.
+
+    `chunk_size` is the number of queries compared at a time; if None, as many as fit into 256 MiB. Results are on the
+    device of `query`, in float64 if either set is, else in float32.
+
+    Raises ValueError if the vectors are not two matrices of finite numbers with equally many columns, if `k` is not in
+    1..rows of the gallery (without a gallery, one less), or `metric` is unknown.
+
+    >>> nearest_neighbours(torch.tensor([[0., 0.], [3., 4.], [3., 5.]]), k=1, metric="euclidean")
+    (tensor([[-25.],
+            [ -1.],
+            [ -1.]]), tensor([[1],
+            [2],
+            [1]]))
+    """
+    pairs = Pairs(query, gallery, metric)
+    _checks.count("k", k, least=1)
+    if k > pairs.candidates:
+        raise ValueError(f"k={k}: must be at most {pairs.candidates}, the rows that a query is compared with")
+    if chunk_size is not None:
+        _checks.count("chunk_size", chunk_size, least=1)
+    similarity = pairs.query.new_empty(len(pairs.query), k)
+    index = similarity.new_empty(similarity.shape, dtype=torch.int64)
+    for rows, all_of_them in pairs.chunks(chunk_size, kept=k):
+        # in the order of the gallery first, so that the stable sort leaves equal similarities in that order
+        nearest = all_of_them.topk(k, sorted=False).indices.sort(dim=1).values
+        values = all_of_them.gather(1, nearest).clamp_(*RANGE[metric])
+        similarity[rows], order = values.sort(dim=1, descending=True, stable=True)
+        index[rows] = nearest.gather(1, order)
+    return similarity, index

@@ -1,0 +1,196 @@
+"""A trained network as two files for others: NAME.safetensors, its weights, and NAME.json, the card that says what it is.
+
+The card is plain JSON: architecture, preprocessing, training configuration, metrics with the data set and the protocol they were
+measured by, licence of the data, names of the classes trained on, versions, and the run and the commit it comes from. Nothing in
+either file is executed when it is read.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from gl_core.inference.strategies import Strategies
+from gl_core.models import EmbeddingNet
+from gl_core.training import records
+from gl_core.training.components import build_model
+from gl_core.training.config import Config
+
+if TYPE_CHECKING:
+    from gl_core.datasets import RetrievalDataset
+
+__all__ = ["FORMAT", "configuration", "fingerprint", "load", "new_card", "read_card", "save", "strategies"]
+
+# Of the card; a reader refuses what is newer than itself.
+FORMAT = 1
+WEIGHTS, CARD = ".safetensors", ".json"
+
+
+def new_card(
+    config: Config,
+    model: EmbeddingNet,
+    record: dict[str, Any],
+    train: "RetrievalDataset",
+    evaluated: "RetrievalDataset",
+) -> dict[str, Any]:
+    """The card of a network that was trained on one data set and judged on another, from the record of its run."""
+    from gl_core.datasets.catalogue import CATALOGUE
+
+    height, width = config.input_size
+    known = CATALOGUE.get(train.name)
+    classes = dict.fromkeys(train.class_names[label] for label in sorted(set(train.labels.tolist())) if label >= 0)
+    return {
+        "run_id": record["run_id"],
+        "created": record["created"],
+        "commit": record["commit"],
+        "code": record["code"],
+        "architecture": {
+            "backbone": config.backbone,
+            "last_stride": config.last_stride,
+            "bn_neck": config.bn_neck,
+            "retrieve_after_neck": config.retrieve_after_neck,
+            "embedding_size": model.embedding_size,
+        },
+        # For readers of other programs; this library derives it from the configuration, as it does in training.
+        "preprocessing": {
+            "height": height,
+            "width": width,
+            "resize_shorter_side": round(min(height, width) / config.center_crop),
+            "keep_aspect": config.keep_aspect,
+            "interpolation": "bicubic",
+            "scale": "divide by 255",
+            "mean": model.mean.flatten().tolist(),
+            "std": model.std.flatten().tolist(),
+        },
+        "config": record["config"],
+        "metrics": record["metrics"],
+        "evaluation": {
+            "dataset": evaluated.name,
+            "classes": "unseen test classes" if config.evaluate_on == "test" else "held-out training classes",
+            "images": len(evaluated),
+            "protocol": _protocol(evaluated),
+        },
+        "data_licence": known.licence if known else "unknown",
+        "trained_on": list(classes),
+        "strategies": None,
+        "versions": record["versions"],
+    }
+
+
+def _protocol(dataset: "RetrievalDataset") -> str:
+    from gl_core.datasets.protocol import query_and_gallery
+
+    if query_and_gallery(dataset) is None:
+        return "all images search each other"
+    return "re-identification" if "camera" in dataset.table else "queries search a gallery"
+
+
+def save(path: str | os.PathLike, model: EmbeddingNet, card: dict[str, Any]) -> Path:
+    """Write NAME.safetensors and NAME.json; `path` is NAME, or either of the two. Returns the path of the weights.
+
+    Each file is written whole or not at all, the card last; it holds the checksum of its weights. Raises OSError where they
+    cannot be written.
+    """
+    from safetensors.torch import save
+
+    weights, described = _files(path)
+    content = save({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()})
+    card = card | {"format": FORMAT, "weights": weights.name, "sha256": hashlib.sha256(content).hexdigest()}
+    text = json.dumps(records.rounded(card), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    records.write_atomically(weights, content)
+    records.write_atomically(described, text.encode())
+    return weights
+
+
+def load(path: str | os.PathLike, device: torch.device | str = "cpu") -> tuple[EmbeddingNet, dict[str, Any]]:
+    """The network, in evaluation mode on the device, and its card.
+
+    Raises FileNotFoundError if either file is missing, and ValueError, naming the file, if the card is broken or of a newer
+    format, or if the weights are cut off, of another architecture, or not those that the card was written for.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    weights, _ = _files(path)
+    card = read_card(path)
+    content = weights.read_bytes()
+    try:
+        values = load(content)
+    except SafetensorError as error:
+        raise ValueError(f"{weights}: cut off or damaged, its weights cannot be read ({error})") from error
+    config = configuration(card, path)
+    model = build_model(config)
+    difference = _difference(model.state_dict(), values)
+    if difference:
+        raise ValueError(f"{weights}: weights of another architecture than backbone={config.backbone}: {difference}")
+    if hashlib.sha256(content).hexdigest() != card["sha256"]:
+        raise ValueError(f"{weights}: not the weights that {_files(path)[1].name} was written for")
+    model.load_state_dict(values)
+    return model.to(device, memory_format=torch.channels_last).eval(), card
+
+
+def read_card(path: str | os.PathLike) -> dict[str, Any]:
+    """The card alone, without the weights; the errors are those of `load`."""
+    weights, described = _files(path)
+    for file, what in ((weights, "weights"), (described, "card")):
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"{file}: there is no such file; a checkpoint is {WEIGHTS} and {CARD} ({what} missing)"
+            )
+    try:
+        card = json.loads(described.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{described}: not a card, it holds no valid JSON ({error})") from error
+    version = card.get("format") if isinstance(card, dict) else None
+    if not isinstance(version, int):
+        raise ValueError(f"{described}: not the card of a checkpoint, it names no format")
+    if version > FORMAT:
+        raise ValueError(f"{described}: format={version}: must be at most {FORMAT}; a newer gl_core reads it")
+    for name, kind in (("config", dict), ("sha256", str)):
+        if not isinstance(card.get(name), kind):
+            raise ValueError(f"{described}: the card is broken, it has no {name}")
+    return card
+
+
+def configuration(card: dict[str, Any], path: str | os.PathLike = "card") -> Config:
+    """The training configuration of a card, without what the weights replace. Raises ValueError where it is none."""
+    unknown = sorted(set(card["config"]) - set(Config.names()))
+    if unknown:
+        raise ValueError(f"{path}: config names {unknown[0]!r}, which is no setting of this version of gl_core")
+    try:
+        return Config(**(card["config"] | {"pretrained": False, "weights": None, "data_root": None}))
+    except ValueError as error:
+        raise ValueError(f"{path}: the card is broken: {error}") from error
+
+
+def strategies(card: dict[str, Any]) -> Strategies:
+    """The strategies at test time that were chosen for the network; none if its card names none."""
+    return Strategies.from_settings(card.get("strategies") or {})
+
+
+def fingerprint(card: dict[str, Any]) -> str:
+    """The same for two cards only if their networks embed an image alike: weights, preprocessing and strategies."""
+    settings = dataclasses.asdict(configuration(card))
+    shaping = ("backbone", "last_stride", "bn_neck", "retrieve_after_neck", "keep_aspect", "center_crop")
+    parts = [card["sha256"], configuration(card).input_size, *(settings[name] for name in shaping)]
+    return hashlib.sha256(json.dumps([*parts, strategies(card).as_dict()]).encode()).hexdigest()[:16]
+
+
+def _files(path: str | os.PathLike) -> tuple[Path, Path]:
+    name = os.fspath(Path(path).expanduser()).removesuffix(WEIGHTS).removesuffix(CARD)
+    return Path(name + WEIGHTS), Path(name + CARD)
+
+
+def _difference(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> str:
+    """Where two sets of weights differ first, in words; nothing if they fit."""
+    for name, value in expected.items():
+        if name not in found:
+            return f"{name} is missing"
+        if found[name].shape != value.shape:
+            return f"{name} has shape {tuple(found[name].shape)}, must have {tuple(value.shape)}"
+    extra = sorted(set(found) - set(expected))
+    return f"{extra[0]} has no place" if extra else ""

@@ -1,0 +1,199 @@
+"""A whole training run: from a configuration to a network, its metrics and its record."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gl_core import datasets, devices, distributed, models
+from gl_core.datasets.protocol import headline
+from gl_core.datasets.store import ImageStore
+from gl_core.loss import CrossEntropyLoss
+from gl_core.training import checkpoints, records
+from gl_core.training.components import build_loss, build_model, image_store
+from gl_core.training.config import Config
+from gl_core.training.loop import evaluate, fit, held_out_metrics, sampler_of, score
+
+__all__ = ["Run", "run"]
+
+
+@dataclass
+class Run:
+    """What a training run left behind.
+
+    `metrics` and `untrained` are those of the evaluated classes (the test classes, unless the configuration says held-out),
+    after and before training; fractions in [0, 1]. `history` has one dict an epoch of the final training, `selection` one an
+    epoch on held-out classes (empty if the number of epochs was given).
+    """
+
+    config: Config
+    model: models.EmbeddingNet
+    metrics: dict[str, float]
+    untrained: dict[str, float]
+    history: list[dict[str, float]]
+    selection: list[dict[str, float]]
+    record: dict[str, Any] = field(repr=False)
+    record_path: Path | None = None
+    model_path: Path | None = None
+
+    def report(self) -> str:
+        """The result in a few lines, with a plain word where training made retrieval worse."""
+        evaluated = "unseen test" if self.config.evaluate_on == "test" else "held-out training"
+        names = [name for name in self.metrics if name in self.untrained and not name.startswith("excluded")]
+        lines = [
+            f"{self.config.dataset}, {self.config.method}, {self.config.backbone}: {evaluated} classes, "
+            f"{len(self.history)} epochs, {self.record['wall_time_s']:.0f} s on {self.record['device']}",
+            f"{'':12}{'untrained':>10}{'trained':>10}",
+            *(f"{name:12}{self.untrained[name]:>10.3f}{self.metrics[name]:>10.3f}" for name in names),
+            *(f"{name:12}{'':10}{self.metrics[name]:>10.3f}" for name in ("NMI", "AMI") if name in self.metrics),
+        ]
+        lower = [name for name in headline(self.metrics) if self.metrics[name] < self.untrained[name]]
+        if not self.history:
+            lines.append("No epoch of training helped on held-out training classes: the untrained network was kept.")
+        elif lower:
+            lines.append(
+                f"Training made retrieval of these classes WORSE: {' and '.join(lower)} fell below the untrained network. "
+                "A lower learning_rate, fewer epochs or more classes may help."
+            )
+        if self.model_path is not None:
+            lines.append(f"network: {os.path.relpath(self.model_path)}")
+        return "\n".join(lines)
+
+
+def run(config: Config, *, chapter: str = "training", keep: str | None = None, progress: bool = True) -> Run:
+    """Train and evaluate as `config` says, keep the network, and write the record.
+
+    1. Evaluate the untrained network. With `finetune_epochs`, training below is preceded by that many epochs of plain
+       classification, from which the network and the classifier are taken over.
+    2. With `choose_epochs`: train on part of the training classes, and find the number of epochs, 0 included, after which
+       the held-out classes are retrieved best.
+    3. Train on all training classes for that number of epochs (on the part, if `evaluate_on` is "held_out").
+    4. Evaluate, once. The network goes to `_build/models/<run_id>` (see `gl_core.training.checkpoints`).
+
+    A run that was interrupted goes on from its last finished epoch when it is called again with the same configuration and
+    code. `keep` is None, "final" or "tuning" (see `gl_core.training.records`).
+
+    Several processes (see `gl_core.distributed`) train on groups that they share and evaluate together. All return the same
+    metrics; the main one shows progress, and writes checkpoints, network and record.
+
+    Raises ValueError for a configuration that does not fit the data or the machine, and whatever `datasets.load` raises.
+    """
+    started = time.monotonic()
+    device = devices.choose_device(config.device)
+    progress = progress and distributed.is_main()
+    record = records.new_record(chapter=chapter, config=config.as_dict(), device=_device_names(device), keep=keep)
+    train, evaluated, (fit_part, held_out) = _load(config)
+
+    with devices.seeded(config.seed, device):
+        store = _Stores(config, device, progress)
+        model = build_model(config).to(device, memory_format=torch.channels_last)
+        # The state lives on the CPU so that the same start serves the search and the final training.
+        start = {name: value.cpu().clone() for name, value in model.state_dict().items()}
+        untrained = evaluate(model, store(evaluated, training=False))
+
+        checkpoint = records.project_root() / "_build" / "checkpoints" / _key(config)
+        selection: list[dict[str, float]] = []
+        epochs = config.epochs
+        if config.choose_epochs:
+            baseline = evaluate(model, store(held_out, training=False))
+            history = _tuned_and_fit(
+                config, model, store(fit_part, training=True), device=device, held_out=store(held_out, training=False),
+                checkpoint=checkpoint / "choose.pt", progress=progress,
+            )  # fmt: skip
+            selection = [{"epoch": 0} | held_out_metrics(baseline), *history]
+            epochs = int(max(selection, key=score)["epoch"])
+            model.load_state_dict(start)
+        part = train if config.evaluate_on == "test" else fit_part
+        history = _tuned_and_fit(
+            config, model, store(part, training=True), device=device, stop_after=epochs,
+            checkpoint=checkpoint / "final.pt", progress=progress,
+        )  # fmt: skip
+        metrics = evaluate(model, store(evaluated, training=False), cluster=True)
+
+    record |= {"wall_time_s": round(time.monotonic() - started, 1), "metrics": metrics, "untrained": untrained}
+    record |= {"history": history, "selection": selection}
+    path, model_path = None, None
+    if distributed.is_main():
+        card = checkpoints.new_card(config, model, record, part, evaluated)
+        # The record first: where it cannot be written, no network without one is left behind.
+        path = records.write_record(record)
+        model_path = checkpoints.save(records.models_folder() / record["run_id"], model, card)
+        for file in ("choose.pt", "final.pt"):
+            (checkpoint / file).unlink(missing_ok=True)
+            _before(checkpoint / file).unlink(missing_ok=True)
+    return Run(config, model, metrics, untrained, history, selection, record, path, model_path)
+
+
+def _before(checkpoint: Path) -> Path:
+    """The checkpoint of the classification that precedes training."""
+    return checkpoint.with_stem(f"{checkpoint.stem}-finetune")
+
+
+def _tuned_and_fit(
+    config: Config, model: models.EmbeddingNet, images: ImageStore, *, stop_after: int | None = None, checkpoint: Path,
+    **settings: Any,
+) -> list[dict[str, float]]:  # fmt: skip
+    """`fit`, after fine-tuning for classification where it is asked for: by the authors' train_finetune.py, RAdam at a constant
+    rate, no weight decay; but with the same batches as later, in place of 32 images drawn from all."""
+    loss = build_loss(config, int(images.labels.max()) + 1, model.embedding_size)
+    # The search chose 0: the network as it was before any training.
+    keep_untrained = config.choose_epochs and stop_after == 0
+    if config.finetune_epochs and not keep_untrained:
+        classifier = CrossEntropyLoss(loss.num_classes, model.embedding_size)
+        first = dataclasses.replace(
+            config, method="cross_entropy", epochs=config.finetune_epochs, learning_rate=config.finetune_learning_rate,
+            classifier_learning_rate=None, weight_decay=0.0, schedule="constant", optimizer="radam", loss_options=None,
+            average_weights=0.0,
+        )  # fmt: skip
+        tuning = {**settings, "held_out": None}
+        fit(first, model, images, loss=classifier, checkpoint=_before(checkpoint), **tuning)
+        if isinstance(loss, CrossEntropyLoss):
+            loss.load_state_dict(classifier.state_dict())
+    return fit(config, model, images, loss=loss, stop_after=stop_after, checkpoint=checkpoint, **settings)
+
+
+class _Stores:
+    """The decoded images of each part of the data, read when first needed and read once."""
+
+    def __init__(self, config: Config, device: torch.device, progress: bool) -> None:
+        self.config, self.device, self.progress = config, device, progress
+        self._stores: dict[tuple[int, bool], ImageStore] = {}
+
+    def __call__(self, dataset: "datasets.RetrievalDataset", *, training: bool) -> ImageStore:
+        key = (id(dataset), training)
+        if key not in self._stores:
+            self._stores[key] = image_store(
+                dataset, self.config, self.device, training=training, progress=self.progress
+            )
+        return self._stores[key]
+
+
+def _load(config: Config) -> tuple:
+    """Training data, evaluated data, and the training data parted into (fit, held out); only what the run will use."""
+    train = datasets.load(config.dataset, config.data_root, "train")
+    parted = (None, None)
+    if config.choose_epochs or config.evaluate_on == "held_out":
+        parted = train.hold_out(config.held_out, seed=config.seed)
+    # A batch that cannot be dealt is better refused before anything is read or trained.
+    for part in (train, parted[0]):
+        if part is not None:
+            sampler_of(config, part.labels)
+    held_out = config.evaluate_on == "held_out"
+    return train, parted[1] if held_out else datasets.load(config.dataset, config.data_root, "test"), parted
+
+
+def _device_names(device: torch.device) -> str:
+    count = distributed.num_processes()
+    return f"{count} x {devices.device_name(device)}" if count > 1 else devices.device_name(device)
+
+
+def _key(config: Config) -> str:
+    """Names the folder of a run's checkpoints: same settings, same data, same code."""
+    settings = json.dumps(config.as_dict() | {"code": records.code_hash()}, sort_keys=True)
+    return hashlib.sha256(settings.encode()).hexdigest()[:16]

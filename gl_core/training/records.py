@@ -1,0 +1,178 @@
+"""The record of a run: what was done, by which code, where and when, and what came out.
+
+A record is one small JSON file, written whole or not at all, and never changed. Records of the book's build, of tests and of
+trials go to `_build/results`, which git ignores; only a run that is asked to be kept goes to `data/results`, with its purpose:
+`final`, a result that pages may cite, or `tuning`, a step on the way to one. One file a run, so that git merges the records of
+two people without conflict.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import tempfile
+from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = [
+    "PURPOSES",
+    "models_folder",
+    "new_record",
+    "project_root",
+    "results_folder",
+    "write_record",
+]
+
+PURPOSES = ("final", "tuning")
+
+
+def project_root() -> Path:
+    """The folder of the book: the nearest one, from the working directory upwards, that holds `_config.yml` and `book`.
+
+    Without one (the library was installed on its own) the folder around the package if that is the book, else the working
+    directory.
+    """
+    here = Path.cwd()
+    for folder in (here, *here.parents, Path(__file__).resolve().parents[1]):
+        # A built copy of the book lies inside the book; its folder has no configuration.
+        if (folder / "_config.yml").is_file() and (folder / "book").is_dir():
+            return folder
+    return here
+
+
+def results_folder(keep: str | None = None) -> Path:
+    """Where records go: `data/results` for those kept as "final" or "tuning", `_build/results` for all others."""
+    if keep is None:
+        return project_root() / "_build" / "results"
+    from gl_core import _checks
+
+    _checks.choice("keep", keep, PURPOSES)
+    return project_root() / "data" / "results"
+
+
+def models_folder() -> Path:
+    """Where trained networks go; git ignores it."""
+    return project_root() / "_build" / "models"
+
+
+def new_record(*, chapter: str, config: dict[str, Any], device: str, keep: str | None = None) -> dict[str, Any]:
+    """A record's first half: what is known before the run. `device` is the name of the processor that will train."""
+    results_folder(keep)
+    created = datetime.now(UTC).replace(microsecond=0)
+    dataset, method, seed = (config.get(name) for name in ("dataset", "method", "seed"))
+    # Paths say where files lay on one machine; they are no part of what was done.
+    config = {name: value for name, value in config.items() if name not in ("data_root", "weights")}
+    return {
+        "run_id": f"{created:%Y%m%d-%H%M%S}-{dataset}-{method}-{seed}-{os.urandom(3).hex()}",
+        "created": created.isoformat(),
+        "commit": commit(),
+        "code": code_hash(),
+        "chapter": chapter,
+        "dataset": dataset,
+        "method": method,
+        "seed": seed,
+        "device": device,
+        "purpose": keep,
+        # Which command started the run, where one did: it finds the record by this among those of others.
+        "session": os.environ.get("GLBOOK_RUN"),
+        # The key of a run of a sweep and what it was made of (see `glbook.sweeps.keys`).
+        "sweep": json.loads(os.environ.get("GLBOOK_SWEEP", "null")),
+        "config": config,
+        "versions": versions(),
+    }
+
+
+def write_record(record: dict[str, Any], folder: Path | None = None) -> Path:
+    """Write a record as `<run_id>.json`, whole or not at all. Returns its path.
+
+    `folder` is `results_folder(record["purpose"])` if not given; in a run of a sweep it is one from where the sweep takes the
+    record when the run has ended well. Raises OSError, with nothing left behind, where it cannot be
+    written, and FileExistsError if there is a record of that id.
+    """
+    if folder is None:
+        folder = os.environ.get("GLBOOK_RECORDS") or results_folder(record.get("purpose"))
+    folder = Path(folder)
+    path = folder / f"{record['run_id']}.json"
+    text = json.dumps(rounded(record), indent=1, allow_nan=False) + "\n"
+    try:
+        write_atomically(path, text.encode(), overwrite=False)
+    except OSError as error:
+        raise type(error)(error.errno, f"the record could not be written ({error.strerror})", str(path)) from error
+    return path
+
+
+def write_atomically(path: Path, content: bytes, *, overwrite: bool = True) -> None:
+    """Write a file that other processes see whole or not at all. Raises OSError and leaves nothing behind if that fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(aside, 0o644)
+        if overwrite:
+            os.replace(aside, path)
+        else:
+            os.link(aside, path)
+    finally:
+        Path(aside).unlink(missing_ok=True)
+
+
+@cache
+def commit() -> str | None:
+    """The commit that the code was at, with "-dirty" behind it if library or chapters were changed since; None outside git."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", Path(__file__).parent, *words], capture_output=True, text=True, check=True, timeout=30
+        )
+        return done.stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(top)book")
+        return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+@cache
+def code_hash() -> str:
+    """A hash of the library's source: two runs with the same one ran the same code, whatever their commits."""
+    package = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(f"{path.relative_to(package).as_posix()}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def versions() -> dict[str, str]:
+    """The versions of what a result may depend on."""
+    import torch
+
+    packages = ("gl_core", "numpy", "lightning-fabric", "torchvision")
+    found = {"python": platform.python_version(), "torch": torch.__version__}
+    for name in packages:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def rounded(value: Any) -> Any:
+    """Floats to seven significant digits, which is what float32 holds; a record stays small and readable."""
+    if isinstance(value, float):
+        return float(f"{value:.7g}")
+    if isinstance(value, dict):
+        return {name: rounded(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [rounded(item) for item in value]
+    return value

@@ -1,0 +1,7 @@
+"""What makes the Group Loss book: command line, notebooks, sweeps, tuning, statistics, provenance, plots, search."""
+
+from gl_core._lazy import lazily
+
+__all__ = ["load_runs"]
+
+__getattr__ = lazily(__name__, {"load_runs": "runs"})

@@ -1,0 +1,146 @@
+"""The commands `glbook data list`, `fetch`, `check` and `pack`."""
+
+import argparse
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from gl_core.datasets import RetrievalDataset
+
+__all__ = ["add_commands"]
+
+
+def add_commands(parser: argparse.ArgumentParser) -> None:
+    """Give `parser` the four subcommands; each sets `command`, a function of the options that returns the exit status."""
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, function, text in (
+        ("list", _list, "List the data sets: licence, images, how to get them."),
+        ("fetch", _fetch, "Download a data set from its public source, or say how to get it."),
+        ("check", _check, "Count a data set's images, open each, and say whether it is whole."),
+        ("pack", _pack, "Decode a data set once into a file that training reads in place."),
+    ):
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(command=function, interrupted="interrupted; the same command goes on")
+        if name == "list":
+            continue
+        added.add_argument("name", metavar="NAME", help="cub, cars196, sop, ...")
+        added.add_argument(
+            "--root", type=Path, metavar="DIR", help="the folder of the data set (data/NAME of the book)"
+        )
+        if name == "pack":
+            added.add_argument(
+                "--size", default="256", metavar="N", help="pixels of a side, or HEIGHTxWIDTH (%(default)s)"
+            )
+            added.add_argument("--yes", action="store_true", help="write without asking")
+
+
+def _list(options: argparse.Namespace) -> int:
+    from gl_core.datasets.catalogue import CATALOGUE
+
+    for name, entry in CATALOGUE.items():
+        total = f"{sum(entry.counts[part][0] for part in _own(entry.counts)):,} images" if entry.counts else ""
+        access = "fetch" if entry.archive else "manual" if entry.steps else "nothing to do"
+        print(f"{name:16} {entry.title:32} {total:15} {access:14} {entry.licence}")
+    return 0
+
+
+def _own(counts: dict[str, tuple[int, int]]) -> list[str]:
+    """The parts that hold different images: queries that search each other are their own gallery."""
+    return ["train", "query"] if counts["query"] == counts["gallery"] else ["train", "query", "gallery"]
+
+
+def _folder(options: argparse.Namespace) -> Path:
+    from gl_core import _checks
+    from gl_core.datasets.catalogue import CATALOGUE
+    from gl_core.training.records import project_root
+
+    _checks.choice("NAME", options.name, CATALOGUE)
+    return project_root() / "data" / options.name if options.root is None else options.root.expanduser()
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    from gl_core.datasets.catalogue import CATALOGUE
+    from gl_core.datasets.download import fetch, locked
+    from gl_core.datasets.unpack import unpack
+
+    folder, entry = _folder(options), CATALOGUE[options.name]
+    if entry.archive is None:
+        print(f"{entry.title} ({entry.licence})\n{entry.steps or 'Nothing to fetch.'}")
+        print(f"Expected in {folder}: {entry.expected}\nThen: glbook data check {options.name} --root {folder}")
+        return 0
+    archive = entry.archive
+    path = folder / archive.file
+    algorithm = "md5" if archive.md5 else "sha256"
+    found = fetch(archive.url, path, archive.md5, algorithm=algorithm)
+    if archive.md5 is None:
+        (folder / f"{archive.file}.sha256").write_text(f"{found}  {archive.file}\n")
+    with locked(folder / f".{options.name}.lock"):
+        if not (folder / entry.expected).is_dir():
+            print(f"unpacking {path} ...", file=sys.stderr)
+            unpack(path, folder, archive.most_bytes)
+    print(f"{entry.title} is in {folder}. Next: glbook data check {options.name} --root {folder}")
+    return 0
+
+
+def _loaded(options: argparse.Namespace) -> "RetrievalDataset":
+    from gl_core import _checks, datasets
+    from gl_core.datasets.catalogue import CATALOGUE
+
+    _checks.choice("NAME", options.name, CATALOGUE)
+    root = options.root
+    if root is None and CATALOGUE[options.name].counts:
+        root = _folder(options)
+    return datasets.load(options.name, root, "all")
+
+
+def _check(options: argparse.Namespace) -> int:
+    from gl_core.datasets.catalogue import CATALOGUE
+    from gl_core.datasets.checking import check
+    from gl_core.datasets.packed import verify
+
+    dataset = _loaded(options)
+    for packed in dataset.packed.values():
+        verify(packed.path)
+    findings = check(dataset, CATALOGUE[options.name].counts, progress=sys.stderr.isatty())
+    print(findings.report(options.name))
+    return 0 if findings.whole else 1
+
+
+def _pack(options: argparse.Namespace) -> int:
+    from gl_core.datasets.packed import pack, pack_bytes
+    from gl_core.datasets.store import ImageStore
+
+    sides = options.size.split("x")
+    if not 1 <= len(sides) <= 2 or not all(side.isdigit() and int(side) for side in sides):
+        raise ValueError(
+            f"--size {options.size}: must be pixels of a side, such as 256, or HEIGHTxWIDTH, such as 256x128"
+        )
+    height, width = int(sides[0]), int(sides[-1])
+    dataset, folder = _loaded(options), _folder(options)
+    path = folder / f"{options.name}-{height}x{width}.pack"
+    need, free = pack_bytes(dataset, height, width), shutil.disk_usage(folder if folder.is_dir() else os.curdir).free
+    print(
+        f"{path}: {need / 1e9:.2f} GB for {len(dataset):,} images of {height} x {width} pixels; {free / 1e9:.0f} GB are free"
+    )
+    if need > free:
+        raise OSError(f"{path}: does not fit the disk")
+    if not options.yes:
+        if not sys.stdin.isatty():
+            raise ValueError("there is nobody to ask whether to write this: give --yes")
+        if input("Write it? [y/N] ").strip().lower() not in ("y", "yes"):
+            print("not written")
+            return 0
+
+    def decode(part: "RetrievalDataset", rows: range) -> "np.ndarray":
+        store = ImageStore(part.subset(list(rows)), (height, width), keep_aspect=height == width, workers=0)
+        ((pixels, _),) = store.batches([list(range(len(rows)))])
+        return pixels.permute(0, 2, 3, 1).numpy()
+
+    pack(dataset, path, height, width, decode, progress=sys.stderr.isatty())
+    print(f"written: {path}")
+    return 0

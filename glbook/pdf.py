@@ -1,0 +1,157 @@
+"""The book as one PDF: all pages in one, printed by Chromium, so that formulas and figures are those of the screen."""
+
+import functools
+import http.server
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from gl_core.training import records
+from glbook import book
+
+__all__ = [
+    "BROWSERS",
+    "FORMULAS_ARE_SET",
+    "PICTURES_ARE_THERE",
+    "QUIET",
+    "find_browser",
+    "pages_of_a_folder",
+    "print_book",
+]
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+# A browser that speaks to nobody but the pages' own server.
+QUIET = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-sync", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update",
+]  # fmt: skip
+# What a page is waited for: MathJax has begun, and ended, its work; pictures that are fetched when a reader comes near are there.
+FORMULAS_ARE_SET = "window.MathJax?.startup?.promise?.then(() => true)"
+PICTURES_ARE_THERE = (
+    "[...document.images].map(image => { image.loading = 'eager'; return image.complete; }).every(Boolean)"
+)
+# Solutions are read on paper too; what only sets a page up stays folded, as it is on the screen.
+UNFOLD = "document.querySelectorAll('.tag_solution details').forEach(folded => { folded.open = true; })"
+STYLE = """
+/* What fades in would be printed before it is there. */
+*, *::before, *::after { animation: none !important; transition: none !important; }
+.sidebar, .bd-header, .bd-sidebar-primary, .bd-sidebar-secondary, .header-article, .prev-next-area, .bd-footer,
+  .copybtn, .headerlink, .toggle-details, details.hide:not([open]) { display: none !important; }
+html { font-size: 13px; }
+.bd-content, .bd-main, .bd-article-container, .bd-container__inner { display: block; max-width: none; padding: 0; }
+span[id^="document-"] { break-before: page; display: block; }
+figure, table, img, .interactive, .cell_output, .admonition { break-inside: avoid; }
+h1, h2, h3 { break-after: avoid; break-inside: avoid; }
+pre { white-space: pre-wrap; }
+"""
+
+
+def print_book() -> Path:
+    """Build the book if needed, print it, and return `_build/book.pdf`.
+
+    Raises ChapterError or PageError if it cannot be built, FileNotFoundError if there is no Chromium, ImportError without the
+    packages playwright and pypdf.
+    """
+    from playwright.sync_api import sync_playwright
+
+    browser = find_browser()
+    book.build()
+    root = records.project_root()
+    html, paper = _one_page(root), root / "_build" / "book.pdf"
+    aside = paper.with_suffix(".tmp")
+    with pages_of_a_folder(html) as address, sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=browser, args=QUIET)
+        page = opened.new_page(color_scheme="light")
+        page.goto(f"{address}/intro.html", timeout=300_000)
+        for ready in (FORMULAS_ARE_SET, PICTURES_ARE_THERE):
+            page.wait_for_function(ready, timeout=300_000)
+        page.add_style_tag(content=STYLE)
+        page.evaluate(UNFOLD)
+        page.pdf(
+            path=aside, format="A4", print_background=True, outline=True, tagged=True, display_header_footer=True,
+            header_template="<span></span>", footer_template=_FOOTER,
+            margin={"top": "16mm", "bottom": "18mm", "left": "16mm", "right": "16mm"},
+        )  # fmt: skip
+        opened.close()
+    _mend_titles(aside)
+    aside.replace(paper)
+    return paper
+
+
+_FOOTER = '<div style="font-size: 8px; width: 100%; text-align: center"><span class="pageNumber"></span></div>'
+
+
+def _mend_titles(paper: Path) -> None:
+    """In the outline that Chromium writes, headings that it moved to the next page are called "By handBy hand"."""
+    from pypdf import PdfWriter
+    from pypdf.generic import DictionaryObject, NameObject, TextStringObject
+
+    def mend(entry: DictionaryObject) -> None:
+        title = str(entry["/Title"])
+        half = title[: len(title) // 2]
+        if title == 2 * half:
+            entry[NameObject("/Title")] = TextStringObject(half)
+
+    def walk(above: DictionaryObject) -> None:
+        entry = above.get("/First")
+        while entry is not None:
+            entry = entry.get_object()
+            mend(entry)
+            walk(entry)
+            entry = entry.get("/Next")
+
+    printed = PdfWriter(clone_from=paper)
+    walk(printed.root_object["/Outlines"].get_object())
+    printed.write(paper)
+
+
+def find_browser() -> str:
+    """The path of a Chromium: that of the variable CHROMIUM, or one on the path. Raises FileNotFoundError if there is none."""
+    names = (os.environ.get("CHROMIUM"), *BROWSERS)
+    path = next(filter(None, (shutil.which(name) for name in names if name)), None)
+    if path is None:
+        raise FileNotFoundError(
+            "no Chromium is here: `make browser` installs it or says how; CHROMIUM=/path names another"
+        )
+    return path
+
+
+@contextmanager
+def pages_of_a_folder(folder: Path) -> Iterator[str]:
+    """A server for this machine alone that shows a folder; its address."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=folder)) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def _one_page(root: Path) -> Path:
+    """All pages of the executed book in one; the folder that holds it."""
+    aside = root / "_build" / "jupyter-book-paper"
+    shutil.rmtree(aside, ignore_errors=True)
+    command = [
+        sys.executable,
+        "-c",
+        "from jupyter_book.cli.main import main; main()",
+        "build",
+        root / "_build" / "book",
+    ]
+    command += ["--builder", "singlehtml", "--path-output", aside, "--config", root / "_config.yml", "-q"]
+    done = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise book.PageError("the pages could not be put together; the reason is above")
+    return aside / "_build" / "singlehtml"

@@ -1,0 +1,22 @@
+"""Sweeps: many runs of a chapter, each made once, on this machine or on a Dask cluster.
+
+plan      a file becomes runs, all checked before any is started
+keys      what a run depends on, so that it is not made twice
+claims    who makes which run, so that it is not made twice at the same time
+worker    one run, in a process that dies with the one that started it
+gpus      one run at a time on each
+pool      the runs of a plan on a cluster
+progress  how far it is
+cli       `glbook sweep`
+"""
+
+from gl_core._lazy import lazily
+
+__all__ = ["Outcome", "Plan", "PlannedRun", "make_plan", "read_plan", "run_plan"]
+
+# Loaded when asked for: a run's process, and the command line, answer without torch.
+__getattr__ = lazily(
+    __name__,
+    dict.fromkeys(("Plan", "PlannedRun", "make_plan", "read_plan"), "plan")
+    | dict.fromkeys(("Outcome", "run_plan"), "pool"),
+)

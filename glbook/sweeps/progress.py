@@ -1,0 +1,81 @@
+"""How far a sweep is, and how long it will take."""
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from glbook.sweeps.plan import PlannedRun
+
+__all__ = ["Progress", "duration", "expected_seconds"]
+
+# What the time of an epoch depends on, beside the machine.
+ALIKE = ("dataset", "backbone", "image_size", "choose_epochs")
+
+
+def expected_seconds(run: PlannedRun, records: Sequence[Mapping[str, Any]]) -> float | None:
+    """How long a run will take, from the records of like ones: the median time of an epoch, times the epochs.
+
+    Like is a run on the same data with the same backbone and image size; None where there is none.
+    """
+    if "dataset" not in run.settings:
+        return None
+    epochs = []
+    for record in records:
+        config, seconds = record.get("config") or {}, record.get("wall_time_s")
+        if seconds is not None and all(config.get(name) == run.settings[name] for name in ALIKE):
+            epochs.append(seconds / max(1, config.get("epochs") or 1))
+    return statistics.median(epochs) * max(1, run.settings["epochs"]) if epochs else None
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it.
+
+    >>> duration(42), duration(600), duration(5 * 3600)
+    ('42 s', '10 min', '5.0 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+class Progress:
+    """Counts runs, and says after each how many are done, failed and left, and how long these will take.
+
+    The time of those left is that of like records until some are done here, from then on as they took.
+    """
+
+    def __init__(self, runs: Sequence[PlannedRun], records: Sequence[Mapping[str, Any]]) -> None:
+        self.done, self.failed = 0, 0
+        self._expected = {run.key: expected_seconds(run, records) for run in runs}
+        self._left = dict.fromkeys(self._expected)
+        self._began, self._finished = time.monotonic(), 0
+
+    @property
+    def left(self) -> int:
+        return len(self._left)
+
+    def skip(self, run: PlannedRun) -> None:
+        """A run that was done before or by others."""
+        self._left.pop(run.key, None)
+        self.done += 1
+
+    def end(self, run: PlannedRun, *, well: bool) -> None:
+        self._left.pop(run.key, None)
+        self._finished += 1
+        self.done += well
+        self.failed += not well
+
+    def seconds_left(self, at_once: int) -> float | None:
+        """None where nothing is known yet."""
+        if not self._left:
+            return 0.0
+        if self._finished:
+            return (time.monotonic() - self._began) / self._finished * len(self._left)
+        expected = [self._expected[key] for key in self._left]
+        return None if None in expected else sum(expected) / max(1, min(at_once, len(expected)))
+
+    def line(self, at_once: int) -> str:
+        left = self.seconds_left(at_once)
+        time_left = "" if not self._left else ", time unknown" if left is None else f", about {duration(left)}"
+        return f"{self.done} done, {self.failed} failed, {self.left} left{time_left}"

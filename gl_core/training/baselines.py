@@ -1,7 +1,8 @@
 """Other losses by name, from pytorch-metric-learning: what the Group Loss is measured against.
 
-Each is trained as the Group Loss is: same backbone, batches, augmentation, optimiser and epochs. What a paper changed besides
-its loss (pooling, a normalisation layer, a longer warm-up) is left out for all alike; `Baseline.source` says what that is.
+Each is trained as the Group Loss is: same backbone, batches, augmentation, optimiser and epochs. What a paper changed
+besides its loss (pooling, a normalisation layer, a longer warm-up) is left out for all alike; `Baseline.source` says
+what that is.
 """
 
 import math
@@ -44,8 +45,9 @@ class Option:
 class Baseline:
     """A loss of pytorch-metric-learning, with the options it takes here.
 
-    `loss` is the name of its class there, and `options` are that class's own arguments, but for those that `MetricLoss` names.
-    `has_proxies` says that it learns vectors of the classes, which are trained at `Config.classifier_learning_rate`.
+    `loss` is the name of its class there, and `options` are that class's own arguments, but for those that `MetricLoss`
+    names. `has_proxies` says that it learns vectors of the classes, which are trained at
+    `Config.classifier_learning_rate`.
     """
 
     loss: str
@@ -125,7 +127,8 @@ BASELINES: dict[str, Baseline] = {
 def check_options(method: str, given: Mapping[str, Any] | None) -> dict[str, float]:
     """The options of a baseline, those not given by their defaults.
 
-    Raises ValueError for a method that is none of `BASELINES`, an option that it does not have, or a value out of range.
+    Raises ValueError for a method that is none of `BASELINES`, an option that it does not have, or a value out of
+    range.
 
     >>> check_options("proxy_anchor", {"margin": 0.2})
     {'alpha': 32.0, 'margin': 0.2}
@@ -143,12 +146,13 @@ def check_options(method: str, given: Mapping[str, Any] | None) -> dict[str, flo
 
 
 class MetricLoss(nn.Module):
-    """A baseline with the calling convention of the other losses; its proxies, if it has any, are parameters of this module.
+    """A baseline with the calling convention of the other losses; its proxies, if it has any, are parameters of this
+    module.
 
-    Vectors are compared after L2 normalisation, as is evaluated. Triplets are mined semi-hard (the negative is farther than
-    the positive, by less than the margin), pairs of the multi-similarity loss by its own rule with `epsilon`; all others see
-    every image, pair or proxy. Computes in float32 or wider, whatever autocast says. Losses that mine, or leave out what is
-    zero, make the host wait for the device; that is how the library computes them.
+    Vectors are compared after L2 normalisation, as is evaluated. Triplets are mined semi-hard (the negative is farther
+    than the positive, by less than the margin), pairs of the multi-similarity loss by its own rule with `epsilon`; all
+    others see every image, pair or proxy. Computes in float32 or wider, whatever autocast says. Losses that mine, or
+    leave out what is zero, make the host wait for the device; that is how the library computes them.
 
     Args:
         method: one of `BASELINES`.

@@ -1,8 +1,9 @@
-"""A trained network as two files for others: NAME.safetensors, its weights, and NAME.json, the card that says what it is.
+"""A trained network as two files for others: NAME.safetensors, its weights, and NAME.json, the card that says what it
+is.
 
-The card is plain JSON: architecture, preprocessing, training configuration, metrics with the data set and the protocol they were
-measured by, licence of the data, names of the classes trained on, versions, and the run and the commit it comes from. Nothing in
-either file is executed when it is read.
+The card is plain JSON: architecture, preprocessing, training configuration, metrics with the data set and the protocol
+they were measured by, licence of the data, names of the classes trained on, versions, and the run and the commit it
+comes from. Nothing in either file is executed when it is read.
 """
 
 import dataclasses
@@ -92,8 +93,8 @@ def _protocol(dataset: "RetrievalDataset") -> str:
 def save(path: str | os.PathLike, model: EmbeddingNet, card: dict[str, Any]) -> Path:
     """Write NAME.safetensors and NAME.json; `path` is NAME, or either of the two. Returns the path of the weights.
 
-    Each file is written whole or not at all, the card last; it holds the checksum of its weights. Raises OSError where they
-    cannot be written.
+    Each file is written whole or not at all, the card last; it holds the checksum of its weights. Raises OSError where
+    they cannot be written.
     """
     from safetensors.torch import save
 
@@ -109,8 +110,8 @@ def save(path: str | os.PathLike, model: EmbeddingNet, card: dict[str, Any]) -> 
 def load(path: str | os.PathLike, device: torch.device | str = "cpu") -> tuple[EmbeddingNet, dict[str, Any]]:
     """The network, in evaluation mode on the device, and its card.
 
-    Raises FileNotFoundError if either file is missing, and ValueError, naming the file, if the card is broken or of a newer
-    format, or if the weights are cut off, of another architecture, or not those that the card was written for.
+    Raises FileNotFoundError if either file is missing, and ValueError, naming the file, if the card is broken or of a
+    newer format, or if the weights are cut off, of another architecture, or not those that the card was written for.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load

@@ -1,4 +1,4 @@
-"""The training loop: epochs over batches of P classes x K images, with an evaluation on held-out classes if asked for."""
+"""The training loop: epochs over batches of P classes x K images, evaluated on held-out classes if asked for."""
 
 import contextlib
 import time

@@ -289,7 +289,8 @@ def test_a_record_reads_as_json_with_the_whole_configuration(pictures, project):
 def test_omniglot_reaches_what_it_should_in_the_records(method):
     table = runs.load_runs()
     table = table[(table["dataset"] == "omniglot") & (table["method"] == method) & (table["purpose"] == "final")]
-    # Ablations are recorded too; what is promised is what a training by the defaults reaches, in whichever chapter it was made.
+    # Ablations are recorded too; what is promised is what a training by the defaults reaches, in whichever chapter it
+    # was made.
     ours = {"num_iterations": 1, "num_anchors": 2, "temperature": 10.0, "epochs": 30}
     table = table[[ours.items() <= settings.items() for settings in table["config"]]]
     assert set(table["seed"]) >= {0, 1, 2}

@@ -179,6 +179,7 @@ class TestEveryBaseline:
             with pytest.raises(ValueError, match="embeddings|labels"):
                 bad()
 
+    @pytest.mark.slow
     def test_trains_better_than_no_training(self, method, glyphs):
         train, test = glyphs
         config = Config.resolve(

@@ -138,6 +138,7 @@ def both(tmp_path_factory):
     return two_processes.run(everything, tmp_path_factory.mktemp("two")), everything()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["losses", "batch norm"])
 def test_two_processes_have_the_loss_and_the_gradients_of_one(both, what):
     two, one = both
@@ -145,6 +146,7 @@ def test_two_processes_have_the_loss_and_the_gradients_of_one(both, what):
         torch.testing.assert_close(found[what], one[what], rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_two_processes_share_out_an_evaluation(both):
     two, one = both
     for found in two:
@@ -165,6 +167,7 @@ def glyphs(tmp_path):
     return tmp_path / "glyphs"
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_and_leave_one_record(glyphs, tmp_path, monkeypatch):
     (tmp_path / "book").mkdir()
     (tmp_path / "_config.yml").touch()

@@ -41,7 +41,7 @@ def network(name):
 
 
 BACKBONES = ["conv4", "efficientnet_lite0", "resnet50", "bn_inception"]
-images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+images = torch.rand(3, 3, 40, 40, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("name", BACKBONES)

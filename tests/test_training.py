@@ -51,6 +51,7 @@ def files(folder):
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["group_loss", "cross_entropy"])
 def test_training_helps_and_is_recorded(pictures, project, method):
     run = training.run(config(pictures, method=method, epochs=15), progress=False)
@@ -111,6 +112,7 @@ def steps(monkeypatch):
 BATCHES = 4  # an epoch
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_where_it_was(pictures, project, monkeypatch, steps):
     assert len(GroupSampler(datasets.load("folder", pictures).labels, 3, 4)) == BATCHES
     settings = config(pictures, epochs=4, average_weights=0.9)
@@ -299,6 +301,7 @@ def test_omniglot_reaches_what_it_should_in_the_records(method):
     assert (table.loc[table["chapter"] == "training", "wall_time_s"] <= 300).all()
 
 
+@pytest.mark.slow
 def test_quick_training_on_glyphs_adds_a_tenth_to_raw_pixels(project):
     from gl_core.evaluation import retrieval_metrics
 
@@ -316,6 +319,7 @@ def test_the_learning_rate_falls_to_a_tenth_at_its_step(pictures, project):
     assert [entry["learning_rate"] for entry in run.history] == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4])
 
 
+@pytest.mark.slow
 def test_classification_comes_first_and_hands_on_network_and_classifier(pictures, project, monkeypatch, steps):
     stages, original = [], experiment.fit
 
@@ -408,6 +412,7 @@ def test_the_host_never_waits_for_the_gpu_in_a_step(pictures, kind):
         torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.slow
 def test_images_that_do_not_fit_into_memory_give_the_same_run(pictures, project, monkeypatch):
     held = training.run(config(pictures), progress=False)
     monkeypatch.setattr(devices, "memory_budget", lambda _: 0)

@@ -266,17 +266,6 @@ def test_diverged_training_is_named(pictures, project):
     assert not (project / "_build" / "results").exists()
 
 
-def test_an_unreadable_image_is_named(pictures, project, tmp_path_factory):
-    import shutil
-
-    broken = tmp_path_factory.mktemp("broken") / "pictures"
-    shutil.copytree(pictures, broken)
-    (broken / "class02" / "3.png").write_bytes(b"\x89PNG no image")
-    with pytest.raises(ValueError, match="3.png"):
-        training.run(config(broken), progress=False)
-    assert files(project) == ["_config.yml"]
-
-
 def test_a_record_reads_as_json_with_the_whole_configuration(pictures, project):
     settings = config(pictures)
     run = training.run(settings, chapter="embedding", progress=False)

@@ -109,8 +109,7 @@ def search_and_judge(
     cluster: bool = False,
     shared: bool = False,
 ) -> dict[str, Any]:
-    """The metrics of embeddings that `embed` has made with these strategies: expansion and re-ranking are left to be
-    done.
+    """The metrics of embeddings that `embed` has made with these strategies, after expansion and re-ranking.
 
     Where all images search each other, re-ranking works on one set, which is then expanded on both sides. Re-ranking
     holds the distances of all queries to the gallery at once.

@@ -131,13 +131,6 @@ def test_inertia_is_never_negative():
         assert 0 <= kmeans(x, 3)[2] < 0.1
 
 
-def test_one_cluster_is_the_mean():
-    x = DATA["wine"][0]
-    _, centres, inertia = kmeans(x, 1)
-    np.testing.assert_allclose(centres[0], x.mean(axis=0))
-    assert inertia == pytest.approx(len(x) * x.var(axis=0).sum())
-
-
 def test_a_shared_offset_costs_no_digits():
     # spread 1 around 1e4: the squares of the rows alone use up float32
     g = torch.Generator().manual_seed(0)

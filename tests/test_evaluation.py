@@ -91,12 +91,6 @@ def test_by_hand():
     assert type(found["excluded_queries"]) is int
 
 
-def test_perfect_embeddings_score_one():
-    x = torch.eye(4).repeat_interleave(5, dim=0)
-    found = retrieval_metrics(x, torch.arange(4).repeat_interleave(5))
-    assert found == {"R@1": 1, "R@2": 1, "R@4": 1, "R@8": 1, "MAP@R": 1, "R-Precision": 1, "excluded_queries": 0}
-
-
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("d", [7, 2048])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
@@ -129,13 +123,6 @@ def test_euclidean_ties_far_away():
         query, mirrored = (1e3 * basis[:1]).float(), torch.stack([basis[1], -basis[1]]).float()
         for labels in ([1, 0], [0, 1]):
             assert retrieval_metrics(query, [1], mirrored, labels, recall_at=(1,), metric="euclidean")["R@1"] == 0
-
-
-def test_vectors_of_one_direction_collapse_under_cosine():
-    g = generator(0)
-    x = torch.randn(1, 512, generator=g) * torch.rand(200, 1, generator=g)
-    assert retrieval_metrics(x, torch.arange(20).repeat(10), recall_at=(1,))["R@1"] == 0
-    assert retrieval_metrics(x, torch.arange(20).repeat(10), recall_at=(1,), metric="euclidean")["R@1"] > 0
 
 
 def test_ties_across_the_cut():
@@ -316,11 +303,6 @@ def test_without_threadpoolctl_the_products_are_the_same(monkeypatch):
     expected = retrieval_metrics(x, labels)
     monkeypatch.setitem(sys.modules, "threadpoolctl", None)
     assert retrieval_metrics(x, labels) == pytest.approx(expected)
-
-
-def test_recall_beyond_the_gallery_is_one():
-    found = retrieval_metrics(torch.tensor([[0.0], [3.0], [4.0], [1.0]]), [0, 1, 0, 1], recall_at=(3, 100))
-    assert found["R@3"] == found["R@100"] == 1
 
 
 def test_cosine_ignores_length_and_euclidean_does_not():

@@ -22,12 +22,6 @@ def test_bytes_and_fractions_are_the_same_image():
     torch.testing.assert_close(model(pixels), model(pixels / 255))
 
 
-def test_the_embedding_is_the_mean_of_the_feature_map():
-    model = models.build("conv4").eval()
-    images = torch.rand(2, 3, 32, 32)
-    torch.testing.assert_close(model(images), model.feature_map(images).mean((2, 3)))
-
-
 def test_a_grey_network_sees_luminance():
     model = models.build("conv4", channels=1).eval()
     colour = torch.rand(1, 3, 28, 28)

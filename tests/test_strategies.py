@@ -78,7 +78,7 @@ def test_a_backbone_without_a_last_activation_is_refused():
 
 
 class Centred(torch.nn.Module):
-    """Changes its input in place, and returns it or a view of it: the same memory as the output of a rectifier before it."""
+    """Changes its input in place, and returns it or a view of it: the memory of the rectifier before it."""
 
     def __init__(self, view):
         super().__init__()

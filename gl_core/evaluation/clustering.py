@@ -76,8 +76,7 @@ def kmeans(
     same result on the same machine and number of threads.
 
     Source: Lloyd, "Least squares quantization in PCM", 1982; Arthur and Vassilvitskii, "k-means++: the advantages of
-        careful
-    seeding", 2007.
+    careful seeding", 2007.
 
     Args:
         x: vectors (n, d).

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
+from gl_core._extras import require
+from gl_core.datasets.archive import Folder
 from gl_core.datasets.base import RetrievalDataset, tabulate
-from gl_core.datasets.listed import Cropped, ImagesBelow, find_layout
+from gl_core.datasets.listed import Cropped, find_layout
 
 __all__ = ["load"]
 
@@ -50,7 +52,7 @@ def load(root: str | os.PathLike | None = None, *, crop: bool = False) -> Retrie
     }
     train = [name for number, name in name_of.items() if number <= TRAIN_CLASSES]
     test = [name for number, name in name_of.items() if number > TRAIN_CLASSES]
-    images = ImagesBelow(folder)
+    images = Folder(folder, search=False)
     if crop:
         left, top, right, bottom = (annotations[side].astype(float) for side in SIDES)
         # MATLAB counts pixels from 1, and both ends are part of the box.
@@ -61,8 +63,7 @@ def load(root: str | os.PathLike | None = None, *, crop: bool = False) -> Retrie
 
 
 def _loaded(path: Path) -> dict:
-    from scipy.io import loadmat
-
+    loadmat = require("scipy.io", extra="train").loadmat
     try:
         return loadmat(path, squeeze_me=True)
     # scipy raises whatever it stumbles over in a damaged file.

@@ -11,8 +11,9 @@ import os
 
 import numpy as np
 
+from gl_core.datasets.archive import Folder
 from gl_core.datasets.base import RetrievalDataset, tabulate
-from gl_core.datasets.listed import Cropped, ImagesBelow, find_layout, read_columns
+from gl_core.datasets.listed import Cropped, find_layout, read_columns
 
 __all__ = ["load"]
 
@@ -40,7 +41,7 @@ def load(root: str | os.PathLike | None = None, *, crop: bool = False) -> Retrie
         [name_of[number] for number in sorted(name_of) if (number <= TRAIN_CLASSES) == trained]
         for trained in (True, False)
     )
-    images = ImagesBelow(folder / "images")
+    images = Folder(folder / "images", search=False)
     if crop:
         if not (folder / BOXES).is_file():
             raise FileNotFoundError(f"crop={crop}: takes {folder / BOXES}, which is not there")

@@ -13,10 +13,10 @@ on, those of glyphs_half.
 import os
 
 import numpy as np
-import pandas as pd
 from jaxtyping import UInt8
 
 from gl_core import _checks
+from gl_core._extras import require
 from gl_core.datasets import glyphs, lettering
 from gl_core.datasets.base import RetrievalDataset
 from gl_core.datasets.persons import FOLDERS, from_parts
@@ -26,6 +26,8 @@ __all__ = ["load"]
 DISTRACTORS = "Georgian"
 JUNK_EVERY = 5  # a cut letter for each so many whole ones in the gallery
 CUT = 5 / 8  # of the width is kept
+# The version of what is made here of the letters: raise it when anything in this module changes what images look like.
+DRAWING = 1
 
 
 def load(
@@ -58,7 +60,7 @@ def load(
         table.iloc[junk].assign(part=FOLDERS[2], person="-1", path="cut/" + table["path"]),
     ]
     images = np.concatenate([first[train], first[person], second[tested], _cut(second[junk])])
-    table, name = pd.concat(parts), "glyphs_reid_half" if half else "glyphs_reid"
+    table, name = require("pandas", extra="train").concat(parts), "glyphs_reid_half" if half else "glyphs_reid"
     paths = (table["part"] + "/" + table["path"]).tolist()
     return from_parts(
         name,
@@ -66,7 +68,7 @@ def load(
         table["person"].tolist(),
         table["typeface"].map(lettering.TYPEFACES.index) + 1,
         table["part"].tolist(),
-        glyphs.Drawings(name, paths, images),
+        glyphs.Drawings(name, f"{drawings[0].images.version}-reid{DRAWING}", paths, images),
         **{column: table[column].tolist() for column in ("typeface", "script", "letters")},
     )
 

@@ -11,8 +11,9 @@ import os
 
 import numpy as np
 
+from gl_core.datasets.archive import Folder
 from gl_core.datasets.base import RetrievalDataset, tabulate
-from gl_core.datasets.listed import ImagesBelow, find_layout, read_columns
+from gl_core.datasets.listed import find_layout, read_columns
 
 __all__ = ["load"]
 
@@ -39,4 +40,5 @@ def load(root: str | os.PathLike | None = None) -> RetrievalDataset:
     names = np.array(items)
     train, test = (np.unique(names[chosen]).tolist() for chosen in (is_train, ~is_train))
     table, class_names = tabulate(paths, items, train, test, is_query=parts == "query", is_gallery=parts == "gallery")
-    return RetrievalDataset("inshop", table, class_names, ImagesBelow(folder / ("." if layout == 0 else "Img")))
+    images = Folder(folder / ("." if layout == 0 else "Img"), search=False)
+    return RetrievalDataset("inshop", table, class_names, images)

@@ -5,31 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from gl_core.datasets.archive import to_rgb
 from gl_core.datasets.base import ImageSource, existing
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["Cropped", "ImagesBelow", "find_layout", "read_columns"]
+__all__ = ["Cropped", "find_layout", "read_columns"]
 
 Box = tuple[float, float, float, float]
-
-
-class ImagesBelow:
-    """The images below a folder, by their paths from there with "/" between the parts."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def open(self, path: str) -> "Image.Image":
-        from PIL import Image
-
-        with Image.open(self.root / path) as image:
-            return to_rgb(image)
-
-    def where(self, path: str) -> str:
-        return str(self.root / path)
 
 
 class Cropped:
@@ -53,6 +36,11 @@ class Cropped:
 
     def where(self, path: str) -> str:
         return self.images.where(path)
+
+    def digests(self, paths: Sequence[str]) -> list[str]:
+        return [
+            f"{digest} {self.boxes.get(path)}" for path, digest in zip(paths, self.images.digests(paths), strict=True)
+        ]
 
 
 def find_layout(

@@ -9,6 +9,7 @@ the first (136 characters), the test is the three alphabets of the second that t
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,9 +55,8 @@ def load(root: str | os.PathLike | None = None) -> RetrievalDataset:
             f"{EXPECTED}, {DRAWERS} images of each of {CHARACTERS[0]} and {CHARACTERS[1]} characters"
         )
     alphabets = [_alphabet(character) for character in characters.values()]
-    table, class_names = tabulate(
-        list(characters), list(characters.values()), train_classes, test_classes, alphabet=alphabets
-    )
+    columns = {"alphabet": alphabets, "group": alphabets}
+    table, class_names = tabulate(list(characters), list(characters.values()), train_classes, test_classes, **columns)
     return RetrievalDataset("omniglot", table, class_names, images)
 
 
@@ -87,6 +87,17 @@ class _Images:
     def where(self, path: str) -> str:
         files, name = self.files[path]
         return files.where(name)
+
+    def digests(self, paths: Sequence[str]) -> list[str]:
+        parts: dict[ImageFiles, list[str]] = {}
+        for files, name in map(self.files.__getitem__, paths):
+            parts.setdefault(files, []).append(name)
+        found = {
+            (files, name): digest
+            for files, names in parts.items()
+            for name, digest in zip(names, files.digests(names), strict=True)
+        }
+        return [found[self.files[path]] for path in paths]
 
 
 def _opened(folder: Path, part: str) -> ImageFiles:

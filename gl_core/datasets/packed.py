@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from gl_core.datasets.base import RetrievalDataset
-from gl_core.datasets.download import written_aside
+from gl_core.datasets.cache import atomic_write as written_aside
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,8 +9,9 @@ image searches all others. The column `super_class` names the kind of thing, of 
 
 import os
 
+from gl_core.datasets.archive import Folder
 from gl_core.datasets.base import RetrievalDataset, tabulate
-from gl_core.datasets.listed import ImagesBelow, find_layout, read_columns
+from gl_core.datasets.listed import find_layout, read_columns
 
 __all__ = ["load"]
 
@@ -29,5 +30,5 @@ def load(root: str | os.PathLike | None = None) -> RetrievalDataset:
     paths = train_paths + test_paths
     kinds = [path.split("/")[0].removesuffix("_final") for path in paths]
     ordered = (sorted(set(classes), key=int) for classes in (train, test))
-    table, class_names = tabulate(paths, train + test, *ordered, super_class=kinds)
-    return RetrievalDataset("sop", table, class_names, ImagesBelow(folder))
+    table, class_names = tabulate(paths, train + test, *ordered, super_class=kinds, group=kinds)
+    return RetrievalDataset("sop", table, class_names, Folder(folder, search=False))

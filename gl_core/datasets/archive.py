@@ -1,7 +1,7 @@
 """Images in a folder, a tar or a zip, read in place: nothing is ever unpacked onto the disk.
 
-Names are paths inside the folder or archive, with "/" between their parts. Hidden files, what macOS adds to archives, and files
-that are not called like images are passed over; images that cannot be had are noted in `left_out`.
+Names are paths inside the folder or archive, with "/" between their parts. Hidden files, what macOS adds to archives,
+and files that are not called like images are passed over; images that cannot be had are noted in `left_out`.
 """
 
 import hashlib
@@ -17,13 +17,14 @@ from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from gl_core.datasets.base import printable
 from gl_core.datasets.decoding import is_image, open_image, read_file, readable, to_rgb
 from gl_core.datasets.version import file_state, remembered
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["Folder", "ImageFiles", "open_files", "printable", "to_rgb"]
+__all__ = ["Folder", "ImageFiles", "open_files", "to_rgb"]
 
 
 class ImageFiles(ABC):
@@ -55,7 +56,8 @@ class ImageFiles(ABC):
         return remembered("sha256", self.root, paths, self._state(), self._digest)
 
     def undecodable(self, progress: bool = False) -> dict[str, str]:
-        """The images that cannot be decoded, and why. Takes as long as decoding them all, unless they are known already."""
+        """The images that cannot be decoded, and why. Takes as long as decoding them all, unless they are known
+        already."""
         reasons = remembered("decodes", self.root, self.names, self._state(), self._fault, progress=progress)
         return {name: reason for name, reason in zip(self.names, reasons, strict=True) if reason}
 
@@ -87,7 +89,8 @@ class ImageFiles(ABC):
 
 
 class Folder(ImageFiles):
-    """Images below a folder. Linked folders are followed, and each folder is looked at once, by its own name if it has one here.
+    """Images below a folder. Linked folders are followed, and each folder is looked at once, by its own name if it has
+    one here.
 
     Args:
         root: the folder.
@@ -206,11 +209,6 @@ def open_files(root: Path) -> ImageFiles:
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, LZMAError, EOFError, OSError) as error:
         raise ValueError(f"root={root}: the archive is damaged or cut off ({error})") from error
     raise ValueError(f"root={root}: must be a folder, a tar or a zip")
-
-
-def printable(name: str) -> str:
-    """A file's name as it can be shown: without control characters, and whatever bytes it is made of."""
-    return name if name.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
 
 
 def _wanted(part: str) -> bool:

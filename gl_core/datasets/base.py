@@ -17,7 +17,17 @@ if TYPE_CHECKING:
     import pandas as pd
     from PIL import Image
 
-__all__ = ["JUNK", "SPLITS", "DecodedImages", "ImageSource", "RetrievalDataset", "existing", "tabulate"]
+__all__ = [
+    "JUNK",
+    "SPLITS",
+    "DecodedImages",
+    "ImageSource",
+    "RetrievalDataset",
+    "describe_left_out",
+    "existing",
+    "printable",
+    "tabulate",
+]
 
 SPLITS = ("train", "test", "all")
 # Held-out classes are compared with each other, and so are those that remain to be learned from: two make a comparison.
@@ -59,13 +69,13 @@ class RetrievalDataset(Dataset):
         labels: int64 (n,); -1 for junk in a gallery, which is of no class.
         class_names: the name of each label, of all splits; junk, which has label -1, is not among them.
         table: a pandas table, one row an image, with the columns `path`, `label`, `split` ("train" or "test"),
-            `is_query` and `is_gallery` (booleans; both False for images that are only trained on), `class_name`, and what
-            else is known: `camera` (from 1) where persons are re-identified, `group` where classes belong together (the
-            alphabet of a character, the kind of a product), ...
+            `is_query` and `is_gallery` (booleans; both False for images that are only trained on), `class_name`, and
+            what else is known: `camera` (from 1) where persons are re-identified, `group` where classes belong together
+            (the alphabet of a character, the kind of a product), ...
         images: where the images come from.
         left_out: files and folders that might hold images of the data set and are not in it, of all splits; and why.
-        packed: decoded images by (height, width), where `glbook data pack` has written any (`gl_core.datasets.packed`); the row
-            of image i is `rows[i]`.
+        packed: decoded images by (height, width), where `glbook data pack` has written any (`gl_core.datasets.packed`);
+            the row of image i is `rows[i]`.
 
     `d[i]` raises ValueError, naming the file, for an image that cannot be read.
     """
@@ -94,14 +104,8 @@ class RetrievalDataset(Dataset):
         return image, int(self.labels[index])
 
     def __repr__(self) -> str:
-        return f"RetrievalDataset({self.name}: {len(self)} images of {len(np.unique(self.labels[self.labels >= 0]))} classes)"
-
-    def left_out_line(self) -> str:
-        """What was left out and why, in one line; empty if nothing was."""
-        some = [f"{self.images.where(path)} ({reason})" for path, reason in list(self.left_out.items())[:NAMED]]
-        more = len(self.left_out) - len(some)
-        end = f" and {more} more" if more else ""
-        return f"{self.name}: {len(self.left_out)} left out: {', '.join(some)}{end}" if some else ""
+        classes = len(np.unique(self.labels[self.labels >= 0]))
+        return f"RetrievalDataset({self.name}: {len(self)} images of {classes} classes)"
 
     def subset(self, index: ArrayLike) -> "RetrievalDataset":
         """The images of these positions (whole numbers, or one boolean an image), with the labels that they have here.
@@ -135,8 +139,8 @@ class RetrievalDataset(Dataset):
     def hold_out(self, fraction: float, seed: int = 0) -> tuple["RetrievalDataset", "RetrievalDataset"]:
         """Part the training *classes* for model selection: (those to fit, those held out).
 
-        Both parts have new labels: 0..C-1 to fit, then those held out, so that the rule of all labels holds; the test classes
-        keep theirs. Images that are held out become queries and gallery.
+        Both parts have new labels: 0..C-1 to fit, then those held out, so that the rule of all labels holds; the test
+        classes keep theirs. Images that are held out become queries and gallery.
 
         Args:
             fraction: in (0, 1); about this share of the classes is held out, and at least two are on either side.
@@ -171,7 +175,8 @@ def tabulate(
     test_classes: Sequence[str],
     **columns: Sequence[Any],
 ) -> tuple["pd.DataFrame", list[str]]:
-    """The table and the class names of a data set. Images of the test classes search each other, unless columns say otherwise.
+    """The table and the class names of a data set. Images of the test classes search each other, unless columns say
+    otherwise.
 
     Args:
         paths: of each image.
@@ -218,3 +223,15 @@ def existing(root: str | os.PathLike | None, expected: str) -> Path:
     if not root.exists():
         raise FileNotFoundError(f"root={root}: nothing is there; it must be {expected}")
     return root
+
+
+def describe_left_out(left_out: dict[str, str]) -> str:
+    """How much was left out, and the first few names with their reasons, in one line."""
+    some = [f"{printable(name)} ({printable(reason)})" for name, reason in list(left_out.items())[:NAMED]]
+    more = [f"{len(left_out) - NAMED} more"] if len(left_out) > NAMED else []
+    return f"{len(left_out)} left out: {', '.join(some + more)}" if some else "nothing was left out"
+
+
+def printable(name: str) -> str:
+    """A file's name as it can be shown: without control characters, and whatever bytes it is made of."""
+    return name if name.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)

@@ -1,12 +1,13 @@
-"""cars196: Cars196, or Stanford Cars (Krause et al., "3D Object Representations for Fine-Grained Categorization", 2013).
+"""cars196: Cars196, or Stanford Cars (Krause et al., "3D Object Representations for Fine-Grained Categorization",
+2013).
 
-Models 1 to 98 are trained on (8,054 images), 99 to 196 are the test (8,131), in which every image searches all others; the
-split into images of the data set's own files plays no part (Song et al., "Deep Metric Learning via Lifted Structured Feature
-Embedding", CVPR 2016).
+Models 1 to 98 are trained on (8,054 images), 99 to 196 are the test (8,131), in which every image searches all others;
+the split into images of the data set's own files plays no part (Song et al., "Deep Metric Learning via Lifted
+Structured Feature Embedding", CVPR 2016).
 
 `root` is the folder that holds `cars_annos.mat` and `car_ims/`, or, as torchvision expects it, `stanford_cars/` with
-`cars_train/`, `cars_test/`, `devkit/cars_train_annos.mat` and `cars_test_annos_withlabels.mat`; the names of the models are
-taken from `devkit/cars_meta.mat` where it is there.
+`cars_train/`, `cars_test/`, `devkit/cars_train_annos.mat` and `cars_test_annos_withlabels.mat`; the names of the models
+are taken from `devkit/cars_meta.mat` where it is there.
 """
 
 import os

@@ -1,8 +1,8 @@
 """cub: CUB-200-2011, photographs of birds (Wah et al., "The Caltech-UCSD Birds-200-2011 Dataset", 2011).
 
-Species 1 to 100 are trained on (5,864 images), 101 to 200 are the test (5,924), in which every image searches all others;
-not the split into images that `train_test_split.txt` makes (Song et al., "Deep Metric Learning via Lifted Structured Feature
-Embedding", CVPR 2016).
+Species 1 to 100 are trained on (5,864 images), 101 to 200 are the test (5,924), in which every image searches all
+others; not the split into images that `train_test_split.txt` makes (Song et al., "Deep Metric Learning via Lifted
+Structured Feature Embedding", CVPR 2016).
 
 `root` is the folder that holds `CUB_200_2011/`, with `images.txt`, `image_class_labels.txt` and `images/` in it.
 """

@@ -1,12 +1,14 @@
-"""cuhk03, cuhk03_labelled: CUHK03, pedestrians on a campus (Li et al., "DeepReID", CVPR 2014), by the new protocol (Zhong et al.,
-"Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017).
+"""cuhk03, cuhk03_labelled: CUHK03, pedestrians on a campus (Li et al., "DeepReID", CVPR 2014), by the new protocol
+(Zhong et al., "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017).
 
-Persons were cut out by a detector (`cuhk03`) or by hand (`cuhk03_labelled`). Of 767 persons 7,365 (detected) or 7,368 (labelled)
-images are trained on; in the test 1,400 queries search a gallery of 5,332 or 5,328 images of 700 other persons.
+Persons were cut out by a detector (`cuhk03`) or by hand (`cuhk03_labelled`). Of 767 persons 7,365 (detected) or 7,368
+(labelled) images are trained on; in the test 1,400 queries search a gallery of 5,332 or 5,328 images of 700 other
+persons.
 
 `root` is the folder that holds `detected/` and `labeled/` (or one of them) with `bounding_box_train/`, `query/` and
-`bounding_box_test/`, as the authors of the protocol prepared them (CUHK03-NP), or `cuhk03_release/cuhk-03.mat` together with
-`cuhk03_new_protocol_config_detected.mat` and `cuhk03_new_protocol_config_labeled.mat`; reading the former takes h5py.
+`bounding_box_test/`, as the authors of the protocol prepared them (CUHK03-NP), or `cuhk03_release/cuhk-03.mat` together
+with `cuhk03_new_protocol_config_detected.mat` and `cuhk03_new_protocol_config_labeled.mat`; reading the former takes
+h5py.
 """
 
 import hashlib
@@ -37,7 +39,8 @@ IMAGES = "cuhk03_release/cuhk-03.mat"
 
 
 def load(root: str | os.PathLike | None = None, *, boxes: str = "detected") -> RetrievalDataset:
-    """The images of both splits, "detected" or "labelled", with the column `camera` (1 or 2, of the pair that saw a person).
+    """The images of both splits, "detected" or "labelled", with the column `camera` (1 or 2, of the pair that saw a
+    person).
 
     Raises ValueError without a `root` or for files of another form, FileNotFoundError for one that is missing, and
     ImportError if h5py is needed and not installed.

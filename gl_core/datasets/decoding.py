@@ -10,8 +10,8 @@ from PIL import Image, ImageOps
 
 __all__ = ["is_image", "open_image", "read_file", "readable", "to_rgb"]
 
-# What image files are called, and the format of Pillow that decodes them. Only these formats are ever decoded: a file of
-# another one may start a program, as Encapsulated PostScript starts Ghostscript.
+# What image files are called, and the format of Pillow that decodes them. Only these formats are ever decoded: a file
+# of another one may start a program, as Encapsulated PostScript starts Ghostscript.
 FORMATS = {
     **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "JPEG"),
     **dict.fromkeys((".pbm", ".pgm", ".ppm", ".pnm"), "PPM"),
@@ -62,7 +62,8 @@ def _open_without_waiting(path: str, flags: int) -> int:
 
 
 def open_image(source: bytes | Path, *, smallest: bool = False) -> Image.Image:
-    """An image in mode RGB, from the path or the content of its file. `smallest`: as few pixels as its format can decode.
+    """An image in mode RGB, from the path or the content of its file. `smallest`: as few pixels as its format can
+    decode.
 
     Raises:
         Exception: of any kind; a decoder raises whatever it stumbles over in a damaged file.
@@ -75,7 +76,8 @@ def open_image(source: bytes | Path, *, smallest: bool = False) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """The image as it is meant to be seen, in mode RGB: upright, on white where it is transparent, integers brought to 8 bits.
+    """The image as it is meant to be seen, in mode RGB: upright, on white where it is transparent, integers brought to
+    8 bits.
 
     Integer pixels count from black, 0, to white: 255, 4095 or 65535, the least of these that is not exceeded.
 

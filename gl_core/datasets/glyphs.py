@@ -100,7 +100,8 @@ def _dataset(version: str, images: np.ndarray, groups: np.ndarray, typefaces: np
 
 
 class Drawings:
-    """Images in memory, found by their path. `name` is that of the data set, `version` changes with any of the images."""
+    """Images in memory, found by their path. `name` is that of the data set, `version` changes with any of the
+    images."""
 
     def __init__(self, name: str, version: str, paths: list[str], images: UInt8[np.ndarray, "n h w"]) -> None:
         self.name, self.version, self.images = name, version, images

@@ -1,13 +1,15 @@
 """glyphs_reid: the letters of glyphs as persons, their typefaces as cameras: re-identification without a download.
 
-Trained on are the letters that glyphs trains on (Latin). In the test each Greek, Cyrillic and Armenian letter is a person, drawn
-twice in each typeface: one drawing is a query, the other in the gallery. As in Market-1501 the gallery also holds distractors,
-all Georgian letters as the one class `0000`, and junk, letters cut off on the right, which count neither as right nor as wrong.
+Trained on are the letters that glyphs trains on (Latin). In the test each Greek, Cyrillic and Armenian letter is a
+person, drawn twice in each typeface: one drawing is a query, the other in the gallery. As in Market-1501 the gallery
+also holds distractors, all Georgian letters as the one class `0000`, and junk, letters cut off on the right, which
+count neither as right nor as wrong.
 
-Beside the usual columns the table says `camera` (from 1, in the order of `lettering.TYPEFACES`) and what that of glyphs says.
+Beside the usual columns the table says `camera` (from 1, in the order of `lettering.TYPEFACES`) and what that of glyphs
+says.
 
-`root` is what it is for glyphs, whose drawings of two seeds these are. glyphs_reid_half is the same with half of the letters to train
-on, those of glyphs_half.
+`root` is what it is for glyphs, whose drawings of two seeds these are. glyphs_reid_half is the same with half of the
+letters to train on, those of glyphs_half.
 """
 
 import os

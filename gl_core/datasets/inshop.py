@@ -1,8 +1,8 @@
-"""inshop: In-Shop Clothes Retrieval of DeepFashion (Liu et al., "DeepFashion: Powering Robust Clothes Recognition and Retrieval
-with Rich Annotations", CVPR 2016).
+"""inshop: In-Shop Clothes Retrieval of DeepFashion (Liu et al., "DeepFashion: Powering Robust Clothes Recognition and
+Retrieval with Rich Annotations", CVPR 2016).
 
-25,882 images of 3,997 items are trained on. In the test 14,218 queries search a gallery of 12,612 images; both show the same
-3,985 items, and no image is in both.
+25,882 images of 3,997 items are trained on. In the test 14,218 queries search a gallery of 12,612 images; both show the
+same 3,985 items, and no image is in both.
 
 `root` is the folder that holds `list_eval_partition.txt` and `img/`, or `Eval/list_eval_partition.txt` and `Img/img/`.
 """

@@ -16,7 +16,8 @@ Box = tuple[float, float, float, float]
 
 
 class Cropped:
-    """The images of a source, cut to their boxes: (left, top, right, bottom) in pixels. Those without a box stay whole."""
+    """The images of a source, cut to their boxes: (left, top, right, bottom) in pixels. Those without a box stay
+    whole."""
 
     def __init__(self, images: ImageSource, boxes: dict[str, Box]) -> None:
         self.images = images
@@ -46,7 +47,8 @@ class Cropped:
 def find_layout(
     root: str | os.PathLike | None, expected: str, layouts: Sequence[Sequence[str]], folders: Sequence[str] = (".",)
 ) -> tuple[Path, int]:
-    """The folder in which all paths of a layout exist, and which layout it is; `folders` are tried in turn below the root.
+    """The folder in which all paths of a layout exist, and which layout it is; `folders` are tried in turn below the
+    root.
 
     Raises ValueError without a root, FileNotFoundError if there is none, naming what is missing from the likeliest.
     """

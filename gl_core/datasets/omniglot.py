@@ -4,8 +4,8 @@ The two small background sets, black ink on white, 105 x 105 pixels, MIT licence
 the first (136 characters), the test is the three alphabets of the second that the first does not hold (106 characters,
 2,120 images). A class is a character, named `alphabet/character`.
 
-`root` is a folder with the two zips as published, or with what is in them. Without it they are downloaded into
-`data/omniglot` of the book, 3 MB in all.
+`root` is a folder with the two zips as published, or with what is in them. Without it they are downloaded, 3 MB in all.
+The columns `alphabet` and `group` name the alphabet of a character.
 """
 
 import os
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from gl_core.datasets.archive import ImageFiles, open_files
 from gl_core.datasets.base import RetrievalDataset, existing, tabulate
-from gl_core.datasets.download import fetch
+from gl_core.datasets.download import downloads_folder, fetch
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -109,10 +109,8 @@ def _opened(folder: Path, part: str) -> ImageFiles:
 
 def _downloaded() -> Path:
     """The folder for downloads, with what was missing in it downloaded."""
-    from gl_core.training.records import project_root
-
-    folder = project_root() / "data" / "omniglot"
+    folder = downloads_folder() / "omniglot"
     for part, sha256 in SHA256.items():
         if not (folder / f"{part}.zip").exists() and not (folder / part).exists():
-            fetch(f"{URL}/{part}.zip", folder / f"{part}.zip", sha256)
+            fetch(f"{URL}/{part}.zip", folder / f"{part}.zip", f"sha256:{sha256}")
     return folder

@@ -1,8 +1,9 @@
-"""sop: Stanford Online Products, photographs of things for sale (Song et al., "Deep Metric Learning via Lifted Structured
-Feature Embedding", CVPR 2016).
+"""sop: Stanford Online Products, photographs of things for sale (Song et al., "Deep Metric Learning via Lifted
+Structured Feature Embedding", CVPR 2016).
 
-`Ebay_train.txt` is trained on (59,551 images of 11,318 products), `Ebay_test.txt` is the test (60,502 of 11,316), in which every
-image searches all others. The column `super_class` names the kind of thing, of 12: "bicycle", "cabinet", ...
+`Ebay_train.txt` is trained on (59,551 images of 11,318 products), `Ebay_test.txt` is the test (60,502 of 11,316), in
+which every image searches all others. The columns `super_class` and `group` name the kind of thing, of 12: "bicycle",
+...
 
 `root` is the folder that holds `Stanford_Online_Products/`, with both lists and the folders of images in it.
 """

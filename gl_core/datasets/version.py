@@ -1,7 +1,7 @@
 """The version of a data set: a short text that changes when any image, name, label or split of it does.
 
-Images are compared by the digests of their bytes as stored. These are kept in the user's cache, by each file's size, times and
-inode, so that only what changed is read again.
+Images are compared by the digests of their bytes as stored. These are kept in the user's cache, by each file's size,
+times and inode, so that only what changed is read again.
 """
 
 import contextlib
@@ -31,8 +31,8 @@ CHUNK = 4096
 def data_version(dataset: "RetrievalDataset") -> str:
     """A hash of the table of a data set and of the bytes of its images, 16 hexadecimal digits.
 
-    It is the same on every machine, and for a folder, a tar or a zip of the same files. Images that are drawn count with the
-    version of what draws them.
+    It is the same on every machine, and for a folder, a tar or a zip of the same files. Images that are drawn count
+    with the version of what draws them.
     """
     digest = hashlib.sha256()
     for name in sorted(dataset.table.columns):
@@ -63,7 +63,8 @@ def remembered(
         topic: what is computed; what is remembered of one topic is nothing to another.
         root: the folder or archive that holds the files.
         names: of the files.
-        state: the state of a file, as `file_state` tells it. A file whose state cannot be had (OSError) is computed always.
+        state: the state of a file, as `file_state` tells it. A file whose state cannot be had (OSError) is computed
+            always.
         compute: must not raise.
         progress: show a bar if it takes more than a moment.
     """

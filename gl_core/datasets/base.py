@@ -199,11 +199,12 @@ def tabulate(
     parts = {"is_query": is_test, "is_gallery": is_test}
     table = pd.DataFrame(
         {
-            "path": list(paths),
+            # Objects, as the strings of pandas hold no names of other bytes than UTF-8.
+            "path": pd.Series(paths, dtype=object),
             "label": labels,
             "split": np.where(is_test, "test", "train"),
             **{name: np.asarray(columns.pop(name, default), dtype=bool) for name, default in parts.items()},
-            "class_name": list(classes),
+            "class_name": pd.Series(classes, dtype=object),
             **columns,
         }
     )

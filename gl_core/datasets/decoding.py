@@ -6,7 +6,7 @@ import stat
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 __all__ = ["is_image", "open_image", "read_file", "readable", "to_rgb"]
 
@@ -69,7 +69,11 @@ def open_image(source: bytes | Path, *, smallest: bool = False) -> Image.Image:
         Exception: of any kind; a decoder raises whatever it stumbles over in a damaged file.
     """
     content = source if isinstance(source, bytes) else read_file(source)
-    with Image.open(io.BytesIO(content), formats=_decoders()) as image:
+    try:
+        opened = Image.open(io.BytesIO(content), formats=_decoders())
+    except UnidentifiedImageError:
+        raise ValueError("its content is no image of a format that is read") from None
+    with opened as image:
         if smallest:
             image.draft(None, (1, 1))
         return to_rgb(image)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from gl_core.datasets.archive import ImageFiles, open_files
-from gl_core.datasets.base import RetrievalDataset, describe_left_out, existing, tabulate
+from gl_core.datasets.base import RetrievalDataset, describe_left_out, existing, printable, tabulate
 
 __all__ = ["images_by_class", "load"]
 
@@ -79,7 +79,7 @@ def images_by_class(files: ImageFiles, expected: str = EXPECTED) -> tuple[dict[s
         name = files.names[0]
         where = "is in no folder that would be its class" if len(parts[name]) == 1 else "lies too deep"
         raise ValueError(
-            f"root={files.root}: {name} {where}: must be {expected}, at most with one folder around it all"
+            f"root={files.root}: {printable(name)} {where}: must be {expected}, at most with one folder around it all"
         )
     faults = {
         name: "it is in no folder that would be its class" if len(part) < depth else "it lies deeper than its class"
@@ -90,7 +90,7 @@ def images_by_class(files: ImageFiles, expected: str = EXPECTED) -> tuple[dict[s
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+    return ", ".join(map(printable, names[:10])) + (", ..." if len(names) > 10 else "")
 
 
 def _chosen(train_classes: Sequence[str] | str | os.PathLike, names: list[str]) -> list[str]:

@@ -9,6 +9,7 @@ import pytest
 from miniatures import BUILDERS, cars196, cub, cuhk03_release, inshop, market1501, sop
 
 from gl_core import datasets
+from gl_core.datasets.version import data_version
 
 
 @pytest.fixture(params=BUILDERS)
@@ -240,3 +241,17 @@ def test_the_table_of_all_products_is_quick(tmp_path):
     whole = datasets.load("sop", tmp_path, "all")
     assert time.process_time() - began < 2
     assert len(whole) == 120_053 and len(whole.class_names) == 22_634
+
+
+def test_versions(mini):
+    load, _, name = mini
+    version = data_version(load("all"))
+    assert version == data_version(load("all")) != data_version(load("test"))
+    if name in ("cub", "cars196"):
+        assert data_version(load("all", crop=True)) != version
+
+
+def test_versions_of_two_kinds_of_boxes_differ(tmp_path):
+    cuhk03_release(tmp_path)
+    both = (datasets.load(name, tmp_path, "all") for name in ("cuhk03", "cuhk03_labelled"))
+    assert len(set(map(data_version, both))) == 2

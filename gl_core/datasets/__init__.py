@@ -19,7 +19,7 @@ __all__ = ["RetrievalDataset", "load", "names"]
 
 # The module that reads a data set, and the options that its name stands for.
 _READERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "glyphs": ("glyphs", {}),
+    "glyphs": ("glyphs", {"half": False}),
     "omniglot": ("omniglot", {}),
     "cars196_half": ("cars196_half", {}),
     "folder": ("folder", {}),
@@ -27,7 +27,7 @@ _READERS: dict[str, tuple[str, dict[str, Any]]] = {
     "cars196": ("cars196", {}),
     "sop": ("sop", {}),
     "inshop": ("inshop", {}),
-    "glyphs_half": ("glyphs_half", {}),
+    "glyphs_half": ("glyphs", {"half": True}),
     "glyphs_reid": ("glyphs_reid", {"half": False}),
     "glyphs_reid_half": ("glyphs_reid", {"half": True}),
     "market1501": ("market1501", {}),

@@ -34,16 +34,22 @@ class ImageFiles(ABC):
 
     Attributes:
         names: of the images.
+        part: which of several images of the same name are meant, where a file holds such.
         left_out: what looks like an image, or may hold some, and is not among the names; and why.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, part: str = "") -> None:
+        self.root, self.part = root, part
         self.names: list[str] = []
         self.left_out: dict[str, str] = {}
 
     @abstractmethod
-    def read(self, name: str) -> bytes: ...
+    def read(self, name: str) -> bytes:
+        """What an image is stored as. May raise anything."""
+
+    def state(self, name: str) -> list[int]:
+        """What tells that an image may have changed: the state of the file it is in (see `file_state`)."""
+        return file_state(self.root)
 
     def open(self, path: str) -> "Image.Image":
         return open_image(self.read(path))
@@ -53,17 +59,13 @@ class ImageFiles(ABC):
 
     def digests(self, paths: Sequence[str]) -> list[str]:
         """The SHA-256 of each image as stored; "unreadable" for one that cannot be read."""
-        return remembered("sha256", self.root, paths, self._state(), self._digest)
+        return remembered(f"sha256 {self.part}", self.root, paths, self.state, self._digest)
 
     def undecodable(self, progress: bool = False) -> dict[str, str]:
         """The images that cannot be decoded, and why. Takes as long as decoding them all, unless they are known
         already."""
-        reasons = remembered("decodes", self.root, self.names, self._state(), self._fault, progress=progress)
+        reasons = remembered("decodes", self.root, self.names, self.state, self._fault, progress=progress)
         return {name: reason for name, reason in zip(self.names, reasons, strict=True) if reason}
-
-    def _state(self) -> Callable[[str], list[int]]:
-        archive = file_state(self.root)
-        return lambda name: archive
 
     def _digest(self, name: str) -> str:
         try:
@@ -127,8 +129,8 @@ class Folder(ImageFiles):
     def where(self, path: str) -> str:
         return printable(str(self.root / path))
 
-    def _state(self) -> Callable[[str], list[int]]:
-        return lambda name: file_state(self.root / name)
+    def state(self, name: str) -> list[int]:
+        return file_state(self.root / name)
 
 
 class _Tar(ImageFiles):

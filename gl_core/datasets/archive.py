@@ -62,8 +62,7 @@ class ImageFiles(ABC):
         return remembered(f"sha256 {self.part}", self.root, paths, self.state, self._digest)
 
     def undecodable(self, progress: bool = False) -> dict[str, str]:
-        """The images that cannot be decoded, and why. Takes as long as decoding them all, unless they are known
-        already."""
+        """The images that cannot be decoded, and why. All are decoded, unless what they are is known already."""
         reasons = remembered("decodes", self.root, self.names, self.state, self._fault, progress=progress)
         return {name: reason for name, reason in zip(self.names, reasons, strict=True) if reason}
 
@@ -91,8 +90,8 @@ class ImageFiles(ABC):
 
 
 class Folder(ImageFiles):
-    """Images below a folder. Linked folders are followed, and each folder is looked at once, by its own name if it has
-    one here.
+    """Images below a folder. Linked folders are followed; each folder is looked at once, under its own name if it has
+    one.
 
     Args:
         root: the folder.
@@ -115,11 +114,15 @@ class Folder(ImageFiles):
                 continue
             seen.add((found.st_dev, found.st_ino))
             for entry in filter(lambda entry: _wanted(entry.name), entries):
-                if entry.is_dir():
+                try:
+                    is_folder, is_file = entry.is_dir(), entry.is_file()
+                except OSError:  # a link to itself, or into a folder that must not be read
+                    is_folder = is_file = False
+                if is_folder:
                     (linked if entry.is_symlink() else own).append(f"{inside}{entry.name}/")
                 elif is_image(entry.name):
                     name = inside + entry.name
-                    if self._note(name, None if entry.is_file() else "it is no regular file"):
+                    if self._note(name, None if is_file else "it is no regular file"):
                         self.names.append(name)
         self.names.sort()
 

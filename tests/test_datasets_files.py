@@ -1,6 +1,7 @@
 """Image files wherever they lie: every kind of store and of pixels, what is left out and said to be, versions of
 data."""
 
+import errno
 import io
 import os
 import pickle
@@ -362,6 +363,13 @@ def test_files_of_a_moment_ago_are_read_again(tmp_path):
     first = data_version(d)
     (tmp_path / "c0" / "0.png").write_bytes(png(0)[::-1])  # within a tick of the file system's clock
     assert data_version(d) != first
+
+
+def test_what_cannot_be_written_whole_is_not_written_and_named(tmp_path):
+    (tmp_path / "a").write_text("as it was")
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/a'"), cache.atomic_write(tmp_path / "a"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert os.listdir(tmp_path) == ["a"] and (tmp_path / "a").read_text() == "as it was"
 
 
 def test_without_a_cache_all_is_read_each_time(tmp_path, monkeypatch):

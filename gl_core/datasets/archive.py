@@ -5,6 +5,7 @@ and files that are not called like images are passed over; images that cannot be
 """
 
 import hashlib
+import io
 import os
 import stat
 import tarfile
@@ -147,7 +148,7 @@ class _Tar(ImageFiles):
                 self._index(tar, lambda member: (member.offset_data, member.size))
         except tarfile.ReadError:
             with tarfile.open(root, "r:*") as tar:
-                self._index(tar, lambda member: tar.extractfile(member).read())
+                self._index(tar, lambda member: (tar.extractfile(member) or io.BytesIO()).read())
         self.names = sorted(self._members)
 
     def _index(self, tar: tarfile.TarFile, content: Callable[[tarfile.TarInfo], tuple[int, int] | bytes]) -> None:

@@ -44,12 +44,15 @@ class ImageSource(Protocol):
 
     def open(self, path: str) -> "Image.Image":
         """The image of that path, in mode RGB. May raise anything."""
+        ...
 
     def where(self, path: str) -> str:
         """The full name of the image, for messages."""
+        ...
 
     def digests(self, paths: Sequence[str]) -> list[str]:
         """For each image a text that changes when its content does, the same on every machine."""
+        ...
 
 
 class DecodedImages(Protocol):

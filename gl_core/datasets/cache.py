@@ -25,7 +25,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     Makes the folder if need be.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: it cannot be written; names it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
@@ -33,6 +33,10 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         with open(aside, "xb") as file:
             yield file
         os.replace(aside, path)
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
     finally:
         aside.unlink(missing_ok=True)
 

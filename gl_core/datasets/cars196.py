@@ -75,7 +75,7 @@ def _loaded(path: Path) -> dict:
 
 
 def _annotations(path: Path) -> np.ndarray:
-    annotations = np.atleast_1d(_loaded(path).get("annotations"))
+    annotations = np.atleast_1d(_loaded(path).get("annotations", []))
     fields = annotations.dtype.names or ()
     for field in ("class", *SIDES):
         if field not in fields:

@@ -157,6 +157,6 @@ def _read(path: Path, size: int) -> dict[str, np.ndarray] | None:
 
 def _write(path: Path, found: dict[str, np.ndarray]) -> None:
     content = io.BytesIO()
-    np.savez_compressed(content, **found)
+    np.savez_compressed(content, images=found["images"], groups=found["groups"], typefaces=found["typefaces"])
     with atomic_write(path) as file:
         file.write(content.getvalue())

@@ -13,6 +13,7 @@ letters to train on, those of glyphs_half.
 """
 
 import os
+from typing import cast
 
 import numpy as np
 from jaxtyping import UInt8
@@ -47,9 +48,10 @@ def load(
         ValueError: `root` is a file, or `size` or `seed` is out of its range.
     """
     _checks.count("seed", seed, least=0)
-    drawings = [glyphs.load(root, size=size, seed=number) for number in (seed, seed + 1)]
-    table = drawings[0].table  # the other's is the same
-    first, second = (drawing.images.at(table["path"]) for drawing in drawings)
+    letters, others = (glyphs.load(root, size=size, seed=number) for number in (seed, seed + 1))
+    table = letters.table  # the others' is the same
+    drawings = [cast(glyphs.Drawings, dataset.images) for dataset in (letters, others)]
+    first, second = (drawing.at(table["path"]) for drawing in drawings)
 
     tested = (table["split"] == "test").to_numpy()
     train = ~tested & (table["label"] < table["label"][~tested].nunique() // (2 if half else 1)).to_numpy()
@@ -71,7 +73,7 @@ def load(
         table["person"].tolist(),
         table["typeface"].map(lettering.TYPEFACES.index) + 1,
         table["part"].tolist(),
-        glyphs.Drawings(name, f"{drawings[0].images.version}-reid{DRAWING}", paths, images),
+        glyphs.Drawings(name, f"{drawings[0].version}-reid{DRAWING}", paths, images),
         **{column: table[column].tolist() for column in ("typeface", "script", "letters")},
     )
 

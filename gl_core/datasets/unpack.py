@@ -1,5 +1,6 @@
 """Archives of data sets onto the disk: nothing outside the folder, no links, no more than was announced."""
 
+import io
 import os
 import shutil
 import stat
@@ -9,7 +10,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import IO
 
 __all__ = ["unpack"]
 
@@ -61,7 +62,7 @@ def unpack(archive: Path, folder: Path, most_bytes: int) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _members(archive: Path, stack: ExitStack) -> Iterator[tuple[str, BinaryIO]]:
+def _members(archive: Path, stack: ExitStack) -> Iterator[tuple[str, IO[bytes]]]:
     if zipfile.is_zipfile(archive):
         opened = stack.enter_context(zipfile.ZipFile(archive))
         for member in opened.infolist():
@@ -77,4 +78,4 @@ def _members(archive: Path, stack: ExitStack) -> Iterator[tuple[str, BinaryIO]]:
         if not (member.isreg() or member.isdir()):
             raise ValueError(f"{archive}: {member.name!r} is a link or device: the archive is refused")
         if member.isreg():
-            yield member.name, opened.extractfile(member)
+            yield member.name, opened.extractfile(member) or io.BytesIO()

@@ -72,8 +72,8 @@ def remembered(
     key = hashlib.sha256(json.dumps([os.fsdecode(root.resolve()), topic, pillow]).encode()).hexdigest()[:32]
     store = None if folder is None else folder / "files" / f"{key}.json"
     known: dict[str, Any] = {}
-    with contextlib.suppress(OSError, ValueError):
-        known = {} if store is None else json.loads(store.read_bytes())
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        known = {} if store is None else dict(json.loads(store.read_bytes()))
     states: dict[str, list[int] | None] = {}
     for name in names:
         try:
@@ -92,8 +92,8 @@ def remembered(
             # A file that was written a moment ago may change once more without its times telling so.
             latest = time.time_ns() - TICK
             for name, result in zip(some, threads.map(compute, some), strict=True):
-                settled = states[name] is not None and max(states[name][1:3]) < latest
-                known[name] = [states[name] if settled else None, result]
+                found = states[name]
+                known[name] = [found if found is not None and max(found[1:3]) < latest else None, result]
                 bar.update()
     results = [known[name][1] for name in names]
     if store is not None:

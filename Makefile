@@ -10,14 +10,16 @@ COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --generate-ha
 	--custom-compile-command "make lock"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book serve pdf test colab-check bench browser lock clean repository
+.PHONY: help setup book serve pdf test test-all check colab-check bench browser lock clean repository
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make book    set everything up, execute what has changed, build the pages in _build/html"
 	@echo "make serve   show the built book at http://localhost:8000"
 	@echo "make pdf     the book to print, in _build/book.pdf"
-	@echo "make test    all tests, the pages in a real browser among them"
+	@echo "make check   formatting, types, imports and the quick tests: what to run before a commit"
+	@echo "make test    the tests, two chapters and a small book in a real browser among them"
+	@echo "make test-all    all tests: the whole book is built and read in a browser, too"
 	@echo "make colab-check    every chapter as Colab meets it, in an environment without the library"
 	@echo "make bench   measure what the library costs against its peers (ONLY='loss reranking' for some parts)"
 	@echo "make setup   only set up .venv (PYTHON=python3.12 for another Python than python3)"
@@ -48,8 +50,22 @@ serve: setup
 pdf: setup browser
 	@$(BIN)/glbook pdf
 
+# Tests run side by side, each on one thread: they are small, and threads that share a core only wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+	$(PYTEST) -m "not slow and not book"
+
 test: setup browser
-	$(BIN)/python -m pytest
+	$(PYTEST) -m "not book"
+
+test-all: setup browser
+	$(BIN)/glbook book
+	$(PYTEST)
 
 colab-check: setup
 	COLAB_ALL=1 $(BIN)/python -m pytest tests/test_colab.py
@@ -71,7 +87,7 @@ browser:
 	fi
 
 lock: setup
-	$(COMPILE) pyproject.toml --extra book --extra test --upgrade --quiet -o requirements.lock
+	$(COMPILE) pyproject.toml --all-extras --group dev --upgrade --quiet -o requirements.lock
 	echo "uv==$(UV_VERSION)" | $(COMPILE) - --no-annotate --quiet -o requirements-bootstrap.txt
 
 # The address stands in _config.yml; badges, links and installs name it too, and the address of the pages follows from it.

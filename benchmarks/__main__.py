@@ -1,24 +1,21 @@
-"""Measure, print the table, and keep it."""
+"""Measure what the library costs, print the table, and keep it."""
 
 import argparse
-import ast
 import hashlib
 import json
 import sys
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks import measure, parts
+from benchmarks.table import markdown, seconds
 from gl_core import devices
 from gl_core.training import records
-from glbook.sweeps import keys
 
-SHARED = ("measure.py", "memory.py", "neighbours.py")  # by other parts
-FOLDER = "benchmarks"  # of the records; a table is no run, and `load_runs` passes it over
+PAGE = Path(__file__).with_name("RESULTS.md")
 
 
 def main() -> None:
@@ -38,39 +35,32 @@ def main() -> None:
     if given.quick:
         return
     whole = not given.parts
-    path = (
-        records.project_root()
-        / ("data/results" if whole else "_build")
-        / FOLDER
-        / f"{datetime.now(UTC):%Y%m%d-%H%M%S}.json"
-    )
-    records.write_atomically(path, (json.dumps(table(rows), indent=1) + "\n").encode())
+    folder = records.project_root() / ("data/results" if whole else "_build") / "benchmarks"
+    path = folder / f"{datetime.now(UTC):%Y%m%d-%H%M%S}.json"
+    record = table(rows)
+    records.write_atomically(path, (json.dumps(record, indent=1) + "\n").encode())
     print(f"The table is in {path.relative_to(records.project_root())}.")
+    if whole:
+        PAGE.write_text(markdown(record), encoding="utf-8")
 
 
 def _measured(part: str, case: measure.Case, quick: bool) -> dict[str, Any]:
-    """The row of a case, measured now or, with this code, before a run was cut short."""
-    name = hashlib.sha256(f"{part}\0{case.name}\0{code_of(part)}".encode()).hexdigest()[:16]
-    kept = records.project_root() / "_build" / FOLDER / f"{name}.json"
-    if not quick and kept.is_file():
+    """The row of a case: measured now or, at the same commit, before a run was cut short."""
+    commit = records.commit()
+    name = hashlib.sha256(f"{part}\0{case.name}\0{commit}".encode()).hexdigest()[:16]
+    kept = records.project_root() / "_build" / "benchmarks" / f"{name}.json"
+    keep = not quick and commit is not None and not commit.endswith("-dirty")
+    if keep and kept.is_file():
         return json.loads(kept.read_text())
     load = measure.load()
     row = measure.measure(part, case, quick) | {
         "load": load,
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": records.commit(),
+        "commit": commit,
     }
-    if not quick:
+    if keep:
         records.write_atomically(kept, json.dumps(row).encode())
     return row
-
-
-@cache
-def code_of(part: str) -> str:
-    """A hash of what a part measures and how: other code that changes does not make it be measured again."""
-    sources = [(Path(__file__).parent / name).read_text(encoding="utf-8") for name in (f"{part}.py", *SHARED)]
-    library = keys.modules_behind(name for source in sources for name in keys.imported(ast.parse(source)))
-    return hashlib.sha256("\0".join([*sources, keys.source_version(library)]).encode()).hexdigest()
 
 
 def table(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -79,9 +69,7 @@ def table(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "kind": "benchmarks",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        # One, unless a run that was cut short went on after a commit that changed none of what had been measured.
-        "commit": ", ".join(dict.fromkeys(row["commit"] or "unknown" for row in rows)),
-        "code": records.code_hash(),
+        "commit": records.commit(),
         "device": devices.device_name(torch.device("cpu")),
         "gpu": devices.device_name(torch.device("cuda")) if gpu else None,
         "versions": records.versions(),
@@ -91,16 +79,10 @@ def table(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def line(row: dict[str, Any]) -> str:
     """A row as it is printed: our time, and our speed as a multiple of each peer's."""
-    ours = row["seconds"][measure.OURS]
-    peers = [f"{speedup:.2f} x the speed of {name}" for name, speedup in row["speedup"].items()]
     memory = row["megabytes"][measure.OURS]
-    words = [
-        f"{row['part']}: {row['case']}: {1000 * ours:.3g} ms"
-        if ours < 1
-        else f"{row['part']}: {row['case']}: {ours:.1f} s"
-    ]
-    words += peers + ([] if memory is None else [f"{memory:.0f} MB"])
-    words += [f"{value:,.0f} {name}" for name, value in row["facts"].items()]
+    words = [f"{row['part']}: {row['case']}: {seconds(row['seconds'][measure.OURS])}"]
+    words += [f"{speedup:.2f} x the speed of {name}" for name, speedup in row["speedup"].items()]
+    words += [] if memory is None else [f"{memory:.0f} MB"]
     if row["met"] is not None:
         words.append(f"{'met' if row['met'] else 'NOT MET'}: {row['target']}")
     return "; ".join(words)

@@ -18,7 +18,6 @@ def cases(quick: bool) -> list[Case]:
             prepare=lambda n=n, d=d, k=k: _sides(n, d, k),
             agree=_agree,
             repeats=3,
-            growth={"n": n, "k": k},
         )
         for n, d, k in sizes
     ]
@@ -31,7 +30,6 @@ def cases(quick: bool) -> list[Case]:
                 name=f"NMI and AMI of {n:,} x 512, one cluster a class",
                 prepare=lambda n=n: _whole(n),
                 repeats=1,
-                growth={"n": n},
                 **({"target": "under 3 minutes", "seconds": 180.0} if n == 60_502 else {}),
             )
             for n in (15_126, 30_251, 60_502)

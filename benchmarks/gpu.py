@@ -13,7 +13,8 @@ from benchmarks.neighbours import embeddings
 from gl_core import devices, models
 from gl_core.evaluation import clustering_metrics, retrieval_metrics
 from gl_core.loss import GroupLoss
-from gl_core.training import Learner, build_loss, build_model, build_optimizer, train_step
+from gl_core.training import Learner, build_loss, build_model, train_step
+from gl_core.training.components import build_optimizer
 from gl_core.training.config import Config
 
 BARE, UPDATED = "bare model with cross-entropy", "bare model, cross-entropy and update, of one batch that is ready"

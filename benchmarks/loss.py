@@ -34,7 +34,6 @@ def cases(quick: bool) -> list[Case]:
             agree=_agree,
             # Small cases take under a millisecond: many repeats cost nothing and calm the median.
             repeats=201 if n * C < 1e5 else 41 if n < 100 else 15,
-            growth={"n": n, "C": C, "T": T},
             **targets.get((n, C, T), {}),
         )
         for n, C, T in sizes

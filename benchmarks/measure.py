@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["Case", "Measured", "extra_memory", "measure"]
+__all__ = ["Case", "extra_memory", "measure"]
 
 OURS = "gl_core"
 # Arrays are mapped one by one instead of being cut from a heap that keeps what was freed.
@@ -41,31 +41,13 @@ class Case:
     seconds: float | None = None
     megabytes: float | None = None
     memory_share: dict[str, float] = field(default_factory=dict)
-    growth: dict[str, int] = field(default_factory=dict)  # what the case grows with, for the figures of the page
     memory: str | None = "host"  # or "gpu": whose memory is measured; None: no one's
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a side returns that works in processes of its own, and so measures itself: only for cases of one repeat.
-
-    `facts` are more figures by their names, for the table.
-    """
-
-    value: Any
-    seconds: float
-    megabytes: float
-    facts: dict[str, float] = field(default_factory=dict)
 
 
 def measure(part: str, case: Case, quick: bool) -> dict[str, Any]:
     """Median seconds and extra memory of every side, and whether the targets are met."""
     # What takes minutes is done once, and its memory is that of the same call.
-    facts = {}
-    if case.repeats == 1:
-        seconds, memory, facts = _once(case)
-    else:
-        seconds, memory = _repeated(part, case, quick)
+    seconds, memory = _once(case) if case.repeats == 1 else _repeated(part, case, quick)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     ours = medians[OURS]
     speedups = {name: value / ours for name, value in medians.items() if name != OURS}
@@ -85,12 +67,10 @@ def measure(part: str, case: Case, quick: bool) -> dict[str, Any]:
         "speedup": speedups,
         "target": case.target,
         "met": all(met) if met else None,
-        "growth": case.growth,
-        "facts": facts,
     }
 
 
-def _once(case: Case) -> tuple[dict[str, list[float]], dict[str, float | None], dict[str, float]]:
+def _once(case: Case) -> tuple[dict[str, list[float]], dict[str, float | None]]:
     results, seconds, memory = {}, {}, {}
     for name, side in case.prepare().items():
         gc.collect()
@@ -99,11 +79,8 @@ def _once(case: Case) -> tuple[dict[str, list[float]], dict[str, float | None], 
         results[name] = side()
         seconds[name] = [time.perf_counter() - started]
         memory[name] = peak()
-        if isinstance(results[name], Measured):
-            seconds[name], memory[name] = [results[name].seconds], results[name].megabytes
     case.agree(results)
-    ours = results[OURS]
-    return seconds, memory, ours.facts if isinstance(ours, Measured) else {}
+    return seconds, memory
 
 
 def _repeated(part: str, case: Case, quick: bool) -> tuple[dict[str, list[float]], dict[str, float | None]]:

@@ -33,7 +33,6 @@ def cases(quick: bool) -> list[Case]:
             prepare=lambda n=n, d=d: _sides(n, d, quick),
             agree=_agree,
             repeats=1 if n > 40_000 else 3,
-            growth={"n": n, "d": d},
             **(
                 {
                     "target": "at most 1.5 times the bare product with top-k, under 2 GB, faster than pytorch-metric-learning",
@@ -58,7 +57,7 @@ def _neighbours_case(n: int, d: int) -> Case:
         if same < 0.999:
             raise AssertionError(f"only {same:.4f} of the neighbours are those of the bare product")
 
-    return Case(f"10 nearest neighbours of {n:,} x {d}", prepare, agree, repeats=3, growth={"n": n, "d": d})
+    return Case(f"10 nearest neighbours of {n:,} x {d}", prepare, agree, repeats=3)
 
 
 def _bare(vectors: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:

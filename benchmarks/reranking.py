@@ -28,7 +28,6 @@ def cases(quick: bool) -> list[Case]:
                 name=f"{n:,} images, best 100, k1 = {k1}, k2 = {k2}",
                 prepare=lambda n=n, k1=k1, k2=k2: _whole(n, k1, k2),
                 repeats=1,
-                growth={"n": n, "k1": k1},
                 **({"target": "under 10 minutes and 6 GB", "seconds": 600.0, "megabytes": 6000} if n == 60_502 else {}),
             )
             for n, k1, k2 in ((15_126, 20, 6), (30_251, 20, 6), (60_502, 20, 6), (60_502, 50, 20))
@@ -58,7 +57,6 @@ def _compared(n: int, k1: int, k2: int, repeats: int, bound: float | None = None
         prepare,
         agree,
         repeats,
-        growth={"n": n, "k1": k1},
         **(
             {} if bound is None else {"target": f"{bound:.0f} times as fast as the dense one", "bounds": {DENSE: bound}}
         ),

@@ -19,7 +19,7 @@ __all__ = [
     "retrieval_metrics",
     "select_anchors",
 ]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Loaded when asked for: the command line answers without torch.
 __getattr__ = lazily(

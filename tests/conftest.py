@@ -44,3 +44,20 @@ def shared() -> Path:
             pytest.fail(message)
         pytest.skip(message)
     return folder
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Chromium, driven by Playwright."""
+    from playwright.sync_api import sync_playwright
+
+    from glbook import pdf
+
+    try:
+        path = pdf.find_browser()
+    except FileNotFoundError as missing:
+        pytest.fail(f"the pages are tested in Chromium: {missing}")
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=path, args=pdf.QUIET)
+        yield opened
+        opened.close()

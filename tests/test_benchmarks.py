@@ -9,6 +9,7 @@ import torch
 
 from benchmarks import __main__ as command
 from benchmarks import gpu, measure, parts, reranking
+from benchmarks.table import markdown
 from gl_core.rerank import k_reciprocal
 from gl_core.training.config import Config
 from glbook import runs
@@ -65,18 +66,6 @@ def test_the_dense_textbook_is_the_same_re_ranking():
     np.testing.assert_allclose(reranking.dense(vectors.numpy(), 9, 4, 0.3), ours.numpy(), atol=1e-12)
 
 
-def test_a_side_may_measure_itself():
-    sides = {
-        measure.OURS: lambda: measure.Measured("same", 2.0, 30.0, {"kB sent": 36.4}),
-        "slow": lambda: measure.Measured("same", 5.0, 90.0),
-    }
-    seen = []
-    row = measure.measure("part", measure.Case("a case", lambda: sides, agree=seen.append, repeats=1), quick=True)
-    assert row["speedup"] == {"slow": 2.5} and row["megabytes"] == {measure.OURS: 30.0, "slow": 90.0}
-    assert row["facts"] == {"kB sent": 36.4} and seen[0]["slow"].value == "same"
-    assert "36 kB sent" in command.line(row)
-
-
 @pytest.mark.parametrize("part", ["loss", "neighbours", "clusters", "reranking"])
 def test_the_sides_of_every_part_agree(part):
     for found in parts.load(part, quick=True):
@@ -121,39 +110,28 @@ def test_a_table_is_no_run(tmp_path):
     assert "x the speed of slow" in command.line(row)
 
 
-def test_a_table_names_the_commit_of_every_row():
-    row = measure.measure("part", case(), quick=True)
-    rows = [row | {"commit": commit} for commit in ("0123", "4567", "0123", None)]
-    assert command.table(rows)["commit"] == "0123, 4567, unknown"
-
-
-def test_a_part_is_measured_again_when_what_it_measures_has_changed(monkeypatch, tmp_path):
-    seen = []
-    monkeypatch.setattr(command.runs, "project_root", lambda: tmp_path)
-    monkeypatch.setattr(command.measure, "measure", lambda part, found, quick: seen.append(part) or {"part": part})
-    for version, times in (("before", 1), ("before", 1), ("after", 2)):
-        monkeypatch.setattr(command.keys, "source_version", lambda names, version=version: version)
-        command.code_of.cache_clear()
-        row = command._measured("reranking", case(), quick=False)
-        assert len(seen) == times and row["part"] == "reranking" and "commit" in row
-    command.code_of.cache_clear()
-
-
-def test_what_a_part_measures_is_known_through_its_imports(monkeypatch):
-    behind = {}
-    monkeypatch.setattr(command.keys, "source_version", lambda names: ",".join(sorted(names)))
-    modules_behind = command.keys.modules_behind
-    monkeypatch.setattr(command.keys, "modules_behind", lambda names: behind.setdefault("now", modules_behind(names)))
-    for part, needed in (("reranking", "rerank"), ("loss", "fast_loss"), ("clusters", "clustering")):
-        behind.clear()
-        command.code_of.cache_clear()
-        command.code_of(part)
-        assert needed in behind["now"] and "training" not in behind["now"], part
-    command.code_of.cache_clear()
-
-
 def test_unknown_parts_are_refused(capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["benchmarks", "looss"])
     with pytest.raises(SystemExit):
         command.main()
     assert "no part 'looss'" in capsys.readouterr().err
+
+
+def test_a_run_that_was_cut_short_goes_on(monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(command.records, "project_root", lambda: tmp_path)
+    monkeypatch.setattr(command.measure, "measure", lambda part, found, quick: seen.append(part) or {"part": part})
+    for commit, times in (("0123", 1), ("0123", 1), ("4567", 2), ("4567-dirty", 3), ("4567-dirty", 4)):
+        monkeypatch.setattr(command.records, "commit", lambda commit=commit: commit)
+        row = command._measured("reranking", case(), quick=False)
+        assert len(seen) == times and row["part"] == "reranking" and "commit" in row
+
+
+def test_the_page_shows_ratios_and_what_was_missed():
+    rows = [
+        measure.measure("loss", case(bounds={"slow": bound}, target="much faster"), quick=True) | {"load": 0.5}
+        for bound in (1.5, 100.0)
+    ]
+    page = markdown(command.table(rows))
+    assert "1 of 2 targets are met" in page and "much faster: met" in page and "much faster: **not met**" in page
+    assert f"{rows[0]['speedup']['slow']:.2f} x slow" in page and "## The loss" in page and "## Re-ranking" not in page

@@ -12,6 +12,7 @@ import urllib.parse
 import pytest
 import torch
 import yaml
+from browsing import DESKTOP, PHONE, Visit, accessible, fits, read
 from stub_book import ROOT
 
 from gl_core.propagation import replicator_dynamics
@@ -21,7 +22,8 @@ HTML = ROOT / "_build" / "html"
 TOC = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
 PAGES = [TOC["root"], *(entry["file"] for entry in TOC["chapters"])]
 NOTEBOOKS = [name for name in PAGES if (ROOT / "book" / f"{name}.ipynb").is_file()]
-PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
+
+pytestmark = pytest.mark.book
 
 
 @pytest.fixture(scope="session")
@@ -73,111 +75,24 @@ def address(built):
         yield found
 
 
-@pytest.fixture(scope="session")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    try:
-        path = pdf.find_browser()
-    except FileNotFoundError as missing:
-        pytest.fail(f"the pages are tested in Chromium: {missing}")
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=path, args=pdf.QUIET)
-        yield opened
-        opened.close()
-
-
-class Visit:
-    """A page opened in a window of its own, and all that went wrong on the way."""
-
-    def __init__(
-        self, browser, address: str, path: str, viewport: dict, scheme: str = "light", scripts: bool = True
-    ) -> None:
-        self.context = browser.new_context(viewport=viewport, color_scheme=scheme, java_script_enabled=scripts)
-        self.page, self.faults = self.context.new_page(), []
-        self.page.on("console", self._console)
-        self.page.on("pageerror", lambda error: self.faults.append(f"error: {error}"))
-        self.page.on("requestfailed", lambda request: self.faults.append(f"failed: {request.url}"))
-        self.page.on("response", self._response)
-        self.page.on("request", lambda request: self._request(request.url, address))
-        self.page.goto(f"{address}/{path}", wait_until="networkidle")
-
-    def _console(self, message) -> None:
-        if message.type in ("error", "warning"):
-            self.faults.append(f"console: {message.text}")
-
-    def _response(self, response) -> None:
-        if response.status >= 400:
-            self.faults.append(f"{response.status}: {response.url}")
-
-    def _request(self, url: str, address: str) -> None:
-        if not url.startswith((address, "data:", "blob:")):
-            self.faults.append(f"another host: {url}")
-
-    def __enter__(self) -> "Visit":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.context.close()
-
-
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_is_whole(browser, address, name):
-    source = (HTML / f"{name}.html").read_text()
     with Visit(browser, address, f"{name}.html", DESKTOP) as visit:
-        page = visit.page
-        page.wait_for_function(pdf.PICTURES_ARE_THERE)
-        broken = page.evaluate("[...document.images].filter(i => !i.naturalWidth).map(i => i.src)")
-        silent = page.evaluate("[...document.querySelectorAll('main img')].filter(i => !i.alt.trim()).map(i => i.src)")
-        assert (broken, silent) == ([], []), "pictures that do not load, or have no text for those who cannot see them"
-
-        if 'class="math' in source:
-            page.wait_for_selector("mjx-container", state="attached")
-            page.wait_for_function(pdf.FORMULAS_ARE_SET)
-            assert page.locator("mjx-merror, [data-mjx-error]").count() == 0
-        words = re.sub(r"<(pre|code|script|style)\b.*?</\1>|<[^>]+>", "", source, flags=re.DOTALL)
-        assert not re.search(r"(?<![\\\w$])\$[^$\n]{1,80}\$", words), "a formula in what a cell displays"
-        text = page.locator("article").inner_text()
-        assert not re.search(r"\$\$|\\\(|\\begin\{", text), "mathematics that was not rendered"
-        assert not re.search(r"\{(?:cite|ref|numref|eq|doc)\}|^:::|^```", text, re.MULTILINE), (
-            "markup that was not understood"
-        )
-        assert "papermill" not in text.split("\n")[0] and "# Parameters\n" not in text, "the injected cell is hidden"
-        assert "Traceback (most recent call last)" not in text
-        assert page.locator("article h1").count() == 1
+        text = read(visit)
         assert name not in NOTEBOOKS or re.search("(?:Live|Recorded) result", text), "where the results come from"
-        assert visit.faults == []
 
 
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_fits_a_phone(browser, address, name):
     with Visit(browser, address, f"{name}.html", PHONE) as visit:
-        if 'class="math' in (HTML / f"{name}.html").read_text():
-            visit.page.wait_for_function(pdf.FORMULAS_ARE_SET)
-        wider = """[...document.querySelectorAll('article *')].filter(element => {
-            if (element.getBoundingClientRect().right <= innerWidth + 1) return false
-            for (let around = element.parentElement; around !== document.body; around = around.parentElement)
-                if (getComputedStyle(around).overflowX !== 'visible') return false
-            return true
-        }).map(element => element.outerHTML.slice(0, 200)).slice(0, 5)"""
-        width = visit.page.evaluate("document.scrollingElement.scrollWidth")
-        assert width <= PHONE["width"], f"the page is {width} px wide: {visit.page.evaluate(wider)}"
-        assert visit.faults == []
+        fits(visit)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_can_be_used_by_everyone(browser, address, name, scheme):
-    from axe_playwright_python.sync_playwright import Axe
-
     with Visit(browser, address, f"{name}.html", DESKTOP, scheme) as visit:
-        found = Axe().run(visit.page).response["violations"]
-        grave = [
-            (violation["id"], violation["help"], violation["nodes"][0]["html"][:200])
-            for violation in found
-            if violation["impact"] in ("serious", "critical")
-        ]
-        assert grave == []
+        accessible(visit)
 
 
 def test_the_playground_computes_what_the_library_does(browser, address):
@@ -359,6 +274,7 @@ def test_links_inside_the_book_lead_somewhere(built):
             assert not anchor or target not in anchors or anchor in anchors[target], f"{name}: {link}"
 
 
+@pytest.mark.xdist_group("build")
 def test_an_unchanged_book_is_not_built_again(built):
     before = {path: path.stat().st_mtime_ns for path in built.rglob("*")}
     done = subprocess.run(
@@ -368,6 +284,7 @@ def test_an_unchanged_book_is_not_built_again(built):
     assert "making pages" not in done.stderr and "_build/html/index.html" in done.stdout
 
 
+@pytest.mark.xdist_group("build")
 def test_the_book_is_printed(built):
     """Every chapter is in it, with formulas, pictures and solutions; a reader of PDF finds the chapters by their titles."""
     from pypdf import PdfReader

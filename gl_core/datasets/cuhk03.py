@@ -1,25 +1,32 @@
-"""cuhk03, cuhk03_labelled: CUHK03, pedestrians on a campus (Li et al., "DeepReID", CVPR 2014), by the new protocol (Zhong et al.,
-"Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017).
+"""cuhk03, cuhk03_labelled: CUHK03, pedestrians on a campus (Li et al., "DeepReID", CVPR 2014), by the new protocol
+(Zhong et al., "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017).
 
-Persons were cut out by a detector (`cuhk03`) or by hand (`cuhk03_labelled`). Of 767 persons 7,365 (detected) or 7,368 (labelled)
-images are trained on; in the test 1,400 queries search a gallery of 5,332 or 5,328 images of 700 other persons.
+Persons were cut out by a detector (`cuhk03`) or by hand (`cuhk03_labelled`). Of 767 persons 7,365 (detected) or 7,368
+(labelled) images are trained on; in the test 1,400 queries search a gallery of 5,332 or 5,328 images of 700 other
+persons.
 
 `root` is the folder that holds `detected/` and `labeled/` (or one of them) with `bounding_box_train/`, `query/` and
-`bounding_box_test/`, as the authors of the protocol prepared them (CUHK03-NP), or `cuhk03_release/cuhk-03.mat` together with
-`cuhk03_new_protocol_config_detected.mat` and `cuhk03_new_protocol_config_labeled.mat`; reading the former takes h5py.
+`bounding_box_test/`, as the authors of the protocol prepared them (CUHK03-NP), or `cuhk03_release/cuhk-03.mat` together
+with `cuhk03_new_protocol_config_detected.mat` and `cuhk03_new_protocol_config_labeled.mat`; reading the former takes
+h5py.
 """
 
+import hashlib
 import os
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import UInt8
 
 from gl_core import _checks
+from gl_core._extras import require
 from gl_core.datasets.base import RetrievalDataset
 from gl_core.datasets.listed import find_layout
 from gl_core.datasets.persons import FOLDERS, from_folders, from_parts
+from gl_core.datasets.version import file_state, remembered
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -32,10 +39,11 @@ IMAGES = "cuhk03_release/cuhk-03.mat"
 
 
 def load(root: str | os.PathLike | None = None, *, boxes: str = "detected") -> RetrievalDataset:
-    """The images of both splits, "detected" or "labelled", with the column `camera` (1 or 2, of the pair that saw a person).
+    """The images of both splits, "detected" or "labelled", with the column `camera` (1 or 2, of the pair that saw a
+    person).
 
     Raises ValueError without a `root` or for files of another form, FileNotFoundError for one that is missing, and
-    ModuleNotFoundError if h5py is needed and not installed.
+    ImportError if h5py is needed and not installed.
     """
     _checks.choice("boxes", boxes, FOLDER_OF)
     kind = FOLDER_OF[boxes]
@@ -56,8 +64,7 @@ def load(root: str | os.PathLike | None = None, *, boxes: str = "detected") -> R
 
 
 def _protocol(path: Path) -> dict:
-    from scipy.io import loadmat
-
+    loadmat = require("scipy.io", extra="train").loadmat
     try:
         content = loadmat(path, squeeze_me=True)
         # MATLAB counts from 1.
@@ -75,11 +82,14 @@ class _Release:
     def __init__(self, file: Path, kind: str) -> None:
         self.file = file
         self.kind = kind
-        _h5py()
+        require("h5py", extra="train")
 
     def open(self, path: str) -> "Image.Image":
         from PIL import Image
 
+        return Image.fromarray(self._pixels(path))
+
+    def _pixels(self, path: str) -> UInt8[np.ndarray, "h w 3"]:
         pair, person, _, number = (int(part) for part in Path(path).stem.split("_"))
         file = _opened(self.file, os.getpid())
         # A MATLAB cell is a matrix of references, and HDF5 keeps all matrices transposed.
@@ -87,23 +97,24 @@ class _Release:
         pixels = file[persons[number - 1, person - 1]][()]
         if pixels.ndim != 3:
             raise ValueError("the cell is empty")
-        return Image.fromarray(np.ascontiguousarray(pixels.T))
+        return np.ascontiguousarray(pixels.T)
 
     def where(self, path: str) -> str:
         return f"{self.file}: {self.kind} {path}"
+
+    def digests(self, paths: Sequence[str]) -> list[str]:
+        state = file_state(self.file)
+        return remembered(f"pixels {self.kind}", self.file, paths, lambda path: state, self._digest)
+
+    def _digest(self, path: str) -> str:
+        try:
+            return hashlib.sha256(self._pixels(path).tobytes()).hexdigest()
+        # h5py raises whatever it stumbles over in a damaged file.
+        except Exception:
+            return "unreadable"
 
 
 @lru_cache(maxsize=4)
 def _opened(file: Path, process: int):
     """The open file; a forked process opens its own."""
-    return _h5py().File(file, "r")
-
-
-def _h5py():
-    try:
-        import h5py
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "cuhk-03.mat is read with h5py, which is not installed: `pip install h5py`"
-        ) from error
-    return h5py
+    return require("h5py", extra="train").File(file, "r")

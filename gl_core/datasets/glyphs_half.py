@@ -1,7 +1,8 @@
 """glyphs_half: half of the classes of glyphs, for what must be over in seconds.
 
-Of those that are trained on as of the others the first half in the order of Unicode, so the better known: A to z and some
-Latin letters more to train on, mostly Greek and Cyrillic in the test. Images, columns of the table and `root` are those of glyphs.
+Of those that are trained on as of the others the first half in the order of Unicode, so the better known: A to z and
+some Latin letters more to train on, mostly Greek and Cyrillic in the test. Images, columns of the table and `root` are
+those of glyphs.
 """
 
 import os

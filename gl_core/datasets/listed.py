@@ -5,35 +5,19 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from gl_core.datasets.archive import to_rgb
 from gl_core.datasets.base import ImageSource, existing
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["Cropped", "ImagesBelow", "find_layout", "read_columns"]
+__all__ = ["Cropped", "find_layout", "read_columns"]
 
 Box = tuple[float, float, float, float]
 
 
-class ImagesBelow:
-    """The images below a folder, by their paths from there with "/" between the parts."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def open(self, path: str) -> "Image.Image":
-        from PIL import Image
-
-        with Image.open(self.root / path) as image:
-            return to_rgb(image)
-
-    def where(self, path: str) -> str:
-        return str(self.root / path)
-
-
 class Cropped:
-    """The images of a source, cut to their boxes: (left, top, right, bottom) in pixels. Those without a box stay whole."""
+    """The images of a source, cut to their boxes: (left, top, right, bottom) in pixels. Those without a box stay
+    whole."""
 
     def __init__(self, images: ImageSource, boxes: dict[str, Box]) -> None:
         self.images = images
@@ -54,11 +38,17 @@ class Cropped:
     def where(self, path: str) -> str:
         return self.images.where(path)
 
+    def digests(self, paths: Sequence[str]) -> list[str]:
+        return [
+            f"{digest} {self.boxes.get(path)}" for path, digest in zip(paths, self.images.digests(paths), strict=True)
+        ]
+
 
 def find_layout(
     root: str | os.PathLike | None, expected: str, layouts: Sequence[Sequence[str]], folders: Sequence[str] = (".",)
 ) -> tuple[Path, int]:
-    """The folder in which all paths of a layout exist, and which layout it is; `folders` are tried in turn below the root.
+    """The folder in which all paths of a layout exist, and which layout it is; `folders` are tried in turn below the
+    root.
 
     Raises ValueError without a root, FileNotFoundError if there is none, naming what is missing from the likeliest.
     """

@@ -4,17 +4,18 @@ The two small background sets, black ink on white, 105 x 105 pixels, MIT licence
 the first (136 characters), the test is the three alphabets of the second that the first does not hold (106 characters,
 2,120 images). A class is a character, named `alphabet/character`.
 
-`root` is a folder with the two zips as published, or with what is in them. Without it they are downloaded into
-`data/omniglot` of the book, 3 MB in all.
+`root` is a folder with the two zips as published, or with what is in them. Without it they are downloaded, 3 MB in all.
+The columns `alphabet` and `group` name the alphabet of a character.
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gl_core.datasets.archive import ImageFiles, open_files
 from gl_core.datasets.base import RetrievalDataset, existing, tabulate
-from gl_core.datasets.download import fetch
+from gl_core.datasets.download import downloads_folder, fetch
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -54,9 +55,8 @@ def load(root: str | os.PathLike | None = None) -> RetrievalDataset:
             f"{EXPECTED}, {DRAWERS} images of each of {CHARACTERS[0]} and {CHARACTERS[1]} characters"
         )
     alphabets = [_alphabet(character) for character in characters.values()]
-    table, class_names = tabulate(
-        list(characters), list(characters.values()), train_classes, test_classes, alphabet=alphabets
-    )
+    columns = {"alphabet": alphabets, "group": alphabets}
+    table, class_names = tabulate(list(characters), list(characters.values()), train_classes, test_classes, **columns)
     return RetrievalDataset("omniglot", table, class_names, images)
 
 
@@ -88,6 +88,17 @@ class _Images:
         files, name = self.files[path]
         return files.where(name)
 
+    def digests(self, paths: Sequence[str]) -> list[str]:
+        parts: dict[ImageFiles, list[str]] = {}
+        for files, name in map(self.files.__getitem__, paths):
+            parts.setdefault(files, []).append(name)
+        found = {
+            (files, name): digest
+            for files, names in parts.items()
+            for name, digest in zip(names, files.digests(names), strict=True)
+        }
+        return [found[self.files[path]] for path in paths]
+
 
 def _opened(folder: Path, part: str) -> ImageFiles:
     for path in (folder / f"{part}.zip", folder / part):
@@ -98,10 +109,8 @@ def _opened(folder: Path, part: str) -> ImageFiles:
 
 def _downloaded() -> Path:
     """The folder for downloads, with what was missing in it downloaded."""
-    from gl_core.training.records import project_root
-
-    folder = project_root() / "data" / "omniglot"
+    folder = downloads_folder() / "omniglot"
     for part, sha256 in SHA256.items():
         if not (folder / f"{part}.zip").exists() and not (folder / part).exists():
-            fetch(f"{URL}/{part}.zip", folder / f"{part}.zip", sha256)
+            fetch(f"{URL}/{part}.zip", folder / f"{part}.zip", f"sha256:{sha256}")
     return folder

@@ -42,8 +42,8 @@ def judge(
     - They are not, and there are no cameras: `retrieval_metrics` of the queries in the gallery.
 
     `distances` (of the queries to the gallery, in the order of the table) take the place of `metric`. With `cluster`,
-    `clustering_metrics` of all images that are searched or search are added, except in re-identification, whose galleries hold
-    junk and distractors. With `shared` the processes of `gl_core.distributed` share out the queries.
+    `clustering_metrics` of all images that are searched or search are added, except in re-identification, whose
+    galleries hold junk and distractors. With `shared` the processes of `gl_core.distributed` share out the queries.
     """
     labels = torch.from_numpy(dataset.labels)
     parts = query_and_gallery(dataset)

@@ -75,10 +75,7 @@ def _fetch(options: argparse.Namespace) -> int:
         return 0
     archive = entry.archive
     path = folder / archive.file
-    algorithm = "md5" if archive.md5 else "sha256"
-    found = fetch(archive.url, path, archive.md5, algorithm=algorithm)
-    if archive.md5 is None:
-        (folder / f"{archive.file}.sha256").write_text(f"{found}  {archive.file}\n")
+    fetch(archive.url, path, f"md5:{archive.md5}")
     with locked(folder / f".{options.name}.lock"):
         if not (folder / entry.expected).is_dir():
             print(f"unpacking {path} ...", file=sys.stderr)

@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["add_embed", "add_search"]
 
-# Images that cannot be read and are named; of more the number is told.
-NAMED = 3
-
 
 def add_embed(parser: argparse.ArgumentParser) -> None:
     """Give the parser of `glbook embed` its arguments."""
@@ -87,11 +84,11 @@ def embed(options: argparse.Namespace) -> int:
     if not paths:
         raise ValueError("there is nothing to embed: must name images, or folders of them")
     device = devices.choose_device(options.device)
-    files = find_images(paths)
+    files, left_out = find_images(paths)
     networks = [_load(path, device) for path in (options.network, *more)]
     with tqdm(total=len(files), desc="embedding", unit=" images") as bar:
         found = embed_files(networks, files, progress=bar.update)
-    _report_unreadable({str(path): reason for path, reason in found.unreadable.items()}, len(files), options.strict)
+    _report_left_out(left_out | found.unreadable, options.strict)
     if not found.files:
         raise ValueError(f"none of the {len(files)} images can be read")
     _write(output, found)
@@ -120,6 +117,7 @@ def _write(path: Path, found: "Embedded") -> None:
         import numpy as np
 
         np.save(content, values)
+        path.unlink(missing_ok=True)  # never old embeddings beside new names
         # In JSON, as a name may hold a new line, or bytes that are not UTF-8. Whoever has a NAME.json keeps it.
         write_atomically(path.with_name(f"{path.name}.json"), (json.dumps(names, indent=0) + "\n").encode())
     else:
@@ -157,11 +155,12 @@ def search(options: argparse.Namespace) -> int:
             raise ValueError(f"{path}: the query cannot be read ({reason})")
         return found.embeddings
 
-    queries = find_images([path for path in given if path != Path("-")])
+    queries, left_out = find_images([path for path in given if path != Path("-")])
+    _report_left_out(left_out, options.strict)
     # A query that cannot be read is better refused before a large gallery is indexed.
     vectors = embedded(queries)
     gallery, update = open_gallery(options.gallery, *network, say=_say, progress=True)
-    _report_unreadable(update.unreadable, len(gallery.names) + len(update.unreadable), options.strict)
+    _report_left_out(update.unreadable, options.strict)
     if update.embedded or update.removed:
         changes = f"{update.embedded:,} new or changed, {update.removed:,} gone"
         _say(f"{len(gallery.names):,} images; {changes}; index: {gallery.index}")
@@ -174,7 +173,7 @@ def search(options: argparse.Namespace) -> int:
     for line in _lines() if reads_input else ():
         # One that cannot be read does not end the others.
         try:
-            queries = find_images([line])
+            queries, _ = find_images([line])
             _print_hits(gallery, queries, _hits(gallery, embedded(queries), queries, options.k))
         except (ValueError, FileNotFoundError) as error:
             _say(f"glbook: {error}")
@@ -223,8 +222,9 @@ def _print_hits(gallery: "Gallery", queries: list[Path], hits: list[list[tuple[f
 def _draw(gallery: "Gallery", queries: list[Path], hits: list[list[tuple[float, str]]]):
     from PIL import Image
 
+    from gl_core.datasets.base import printable
+    from gl_core.datasets.decoding import open_image
     from glbook.plots import retrieval_gallery
-    from glbook.search.image_files import open_image
 
     def picture(path: Path) -> Image.Image:
         shown = open_image(path)
@@ -241,26 +241,25 @@ def _draw(gallery: "Gallery", queries: list[Path], hits: list[list[tuple[float, 
     )
 
 
-def _report_unreadable(unreadable: dict[str, str], total: int, strict: bool) -> None:
-    """One line on the images that cannot be read; an error if none may be left out."""
-    if not unreadable:
-        return
-    names = "; ".join(f"{path} ({reason})" for path, reason in list(unreadable.items())[:NAMED])
-    more = "; ..." if len(unreadable) > NAMED else ""
-    line = f"{len(unreadable):,} of {total:,} images cannot be read"
-    if strict:
-        raise ValueError(f"{line}: {names}{more}")
-    _say(f"glbook: {line} and are left out: {names}{more}")
+def _report_left_out(left_out: dict[Any, str], strict: bool) -> None:
+    """One line on the images that are left out; an error if none may be."""
+    from gl_core.datasets.base import describe_left_out
 
-
-def printable(text: object) -> str:
-    """As a terminal can show it: of names of files, control characters and bytes that are not UTF-8 are escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+    line = describe_left_out({str(path): reason for path, reason in left_out.items()})
+    if left_out and strict:
+        raise ValueError(f"--strict: {line}")
+    if left_out:
+        _say(f"glbook: {line}")
 
 
 def _print(line: object) -> None:
-    print(printable(line), flush=True)
+    """Print a line without what a name of a file may do to a terminal."""
+    from gl_core.datasets.base import printable
+
+    print(printable(str(line)), flush=True)
 
 
 def _say(line: str) -> None:
+    from gl_core.datasets.base import printable
+
     print(printable(line), file=sys.stderr, flush=True)

@@ -19,7 +19,7 @@ import sqlite3
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -31,8 +31,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gl_core._extras import require
 from gl_core.datasets.archive import open_files
+from gl_core.datasets.cache import cache_folder, locked
 from gl_core.evaluation import nearest_neighbours
 from gl_core.evaluation.arrays import unit_rows
 from gl_core.models import EmbeddingNet
@@ -50,8 +50,10 @@ BLOCK = 16384
 TICK = 2_000_000_000
 
 DATABASE = "index.sqlite"
-# state: size and times of a file, NULL if it is to be read again; content: hash of its bytes; fault: why it is no image.
+# state: size and times of a file, NULL if it is to be read again; content: hash of its bytes; fault: why it is no
+# image that can be read.
 SCHEMA = """
+PRAGMA page_size = 16384; -- for several embeddings on a page
 CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, state TEXT, content TEXT NOT NULL, fault TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS embeddings (content TEXT PRIMARY KEY, vector BLOB NOT NULL);
 """
@@ -147,7 +149,7 @@ def open_gallery(
     if not present and not unreadable:
         raise ValueError(f"{root}: holds no images")
     folder = _index_folder(root, card)
-    with _locked(folder / "lock", waiting=lambda: say(f"{root}: another process is indexing it; waiting for that")):
+    with locked(folder / "lock", waiting=lambda: say(f"{root}: another process is indexing it; waiting for that")):
         update = partial(_update, folder, root, present, model, card, progress)
         try:
             index = update()
@@ -193,9 +195,10 @@ def _look(path: str | os.PathLike) -> _Look:
 
 
 def _look_around(root: Path) -> tuple[dict[str, _Look], dict[str, str]]:
-    """The images of a folder, each once, and why others cannot be looked at."""
-    present, unreadable, seen = {}, {}, set()
-    for name in open_files(root).names:
+    """The images of a folder, each once, and why others are left out."""
+    images = open_files(root)
+    present, unreadable, seen = {}, dict(images.left_out), set()
+    for name in images.names:
         try:
             found = _look(os.path.join(root, name))
         except OSError as error:
@@ -209,8 +212,11 @@ def _look_around(root: Path) -> tuple[dict[str, _Look], dict[str, str]]:
 
 def _index_folder(root: Path, card: dict[str, Any]) -> Path:
     """Where the index of a gallery lies for a network. It holds no links, which could lead to files of others."""
-    cache = require("platformdirs", extra="train").user_cache_path("glbook") / "galleries"
-    folder = cache / hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16] / checkpoints.fingerprint(card)
+    cache = cache_folder()
+    if cache is None:
+        raise OSError(f"the index of {root} has no place: set XDG_CACHE_HOME to a folder that can be written")
+    key = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
+    folder = cache / "galleries" / key / checkpoints.fingerprint(card)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         links = [path for path in (folder.parent, folder, *folder.iterdir()) if path.is_symlink()]
@@ -220,21 +226,6 @@ def _index_folder(root: Path, card: dict[str, Any]) -> Path:
     if links:
         raise OSError(f"{links[0]}: must not be a link; remove it")
     return folder
-
-
-@contextlib.contextmanager
-def _locked(path: Path, *, waiting: Callable[[], object]) -> Iterator[None]:
-    filelock = require("filelock", extra="train")
-    lock = filelock.FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        waiting()
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 class _File(NamedTuple):

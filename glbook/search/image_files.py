@@ -10,7 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gl_core.datasets.archive import open_files, to_rgb
+from gl_core.datasets.archive import open_files
+from gl_core.datasets.base import describe_left_out
+from gl_core.datasets.decoding import open_image
 from gl_core.evaluation.arrays import unit_rows
 from gl_core.inference import embed
 from gl_core.models import EmbeddingNet
@@ -20,7 +22,7 @@ from gl_core.training.components import image_store
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["Embedded", "embed_files", "find_images", "open_image"]
+__all__ = ["Embedded", "embed_files", "find_images"]
 
 # Files that are decoded before they are embedded: what is lost if the program is killed in between.
 CHUNK = 256
@@ -35,48 +37,42 @@ class Embedded:
     unreadable: dict[Path, str] = field(default_factory=dict)
 
 
-def find_images(paths: Sequence[str | os.PathLike]) -> list[Path]:
+def find_images(paths: Sequence[str | os.PathLike]) -> tuple[list[Path], dict[Path, str]]:
     """Files as they are given, and all images in and below folders, without hidden ones.
 
-    A file that is found twice, or by several names, is listed once.
+    Returns:
+        The images, one that is found twice, or by several names, once; and what is left out of folders, and why.
 
     Raises:
         FileNotFoundError: there is nothing at a path.
         ValueError: a folder holds no images.
     """
     found: dict[object, Path] = {}
+    left_out: dict[Path, str] = {}
     for path in map(Path, paths):
         path = path.expanduser()
         if path.is_dir():
-            files = [path / name for name in open_files(path).names]
+            images = open_files(path)
+            files = [path / name for name in images.names]
+            left_out |= {path / name: reason for name, reason in images.left_out.items()}
             if not files:
-                raise ValueError(f"{path}: holds no images")
+                raise ValueError(f"{path}: holds no images; {describe_left_out(images.left_out)}")
         elif path.exists():
             files = [path]
         else:
             raise FileNotFoundError(f"{path}: there is no such file or folder")
         for file in files:
             found.setdefault(_identity(file), file)
-    return list(found.values())
+    return list(found.values()), left_out
 
 
 def _identity(path: Path) -> object:
-    """What two names of one file have in common; its own name for a link that leads nowhere."""
+    """What two names of one file have in common."""
     try:
         state = path.stat()
-    except OSError:
+    except OSError:  # it has just gone
         return path
     return state.st_dev, state.st_ino
-
-
-def open_image(path: Path) -> "Image.Image":
-    """The image in a file, in mode RGB. Raises whatever its decoder stumbles over in a damaged file."""
-    from PIL import Image
-
-    if path.exists() and not path.is_file():
-        raise ValueError("must be a regular file")  # to read a pipe or a device may never end
-    with Image.open(path) as image:
-        return to_rgb(image)
 
 
 def embed_files(
@@ -145,6 +141,7 @@ class _Photos:
 
         try:
             return open_image(self.files[index]), 0
+        # A decoder raises whatever it stumbles over in a damaged file.
         except Exception as error:
-            self.unreadable[index] = f"{type(error).__name__}: {error}"
+            self.unreadable[index] = str(error) or type(error).__name__
             return Image.new("RGB", (1, 1), "grey"), 0

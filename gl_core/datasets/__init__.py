@@ -19,7 +19,7 @@ __all__ = ["RetrievalDataset", "load", "names"]
 
 # The module that reads a data set, and the options that its name stands for.
 _READERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "glyphs": ("glyphs", {}),
+    "glyphs": ("glyphs", {"half": False}),
     "omniglot": ("omniglot", {}),
     "cars196_half": ("cars196_half", {}),
     "folder": ("folder", {}),
@@ -27,7 +27,7 @@ _READERS: dict[str, tuple[str, dict[str, Any]]] = {
     "cars196": ("cars196", {}),
     "sop": ("sop", {}),
     "inshop": ("inshop", {}),
-    "glyphs_half": ("glyphs_half", {}),
+    "glyphs_half": ("glyphs", {"half": True}),
     "glyphs_reid": ("glyphs_reid", {"half": False}),
     "glyphs_reid_half": ("glyphs_reid", {"half": True}),
     "market1501": ("market1501", {}),
@@ -48,11 +48,11 @@ def load(
 
     Args:
         name: one of `names()`.
-        root: folder or archive that holds the data set; what is expected there says the docstring of its module. None
-            suits those whose name begins with glyphs, which are drawn, and omniglot, which is downloaded.
+        root: folder or archive that holds the data set, as the docstring of its module describes it. None suits those
+            whose name begins with glyphs, which are drawn, and omniglot, which is downloaded.
         split: "train", "test" (queries and gallery), or "all".
         strict: refuse a data set of which something had to be left out, such as an image that cannot be read. Otherwise
-            a warning names it, and `left_out` of what is returned.
+            one warning names what was left out, and so does `left_out` of the data set.
         options: those of the data set, such as `size` of glyphs, `train_classes` of a folder or `crop` of cub.
 
     Raises:

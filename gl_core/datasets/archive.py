@@ -34,16 +34,22 @@ class ImageFiles(ABC):
 
     Attributes:
         names: of the images.
+        part: which of several images of the same name are meant, where a file holds such.
         left_out: what looks like an image, or may hold some, and is not among the names; and why.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, part: str = "") -> None:
+        self.root, self.part = root, part
         self.names: list[str] = []
         self.left_out: dict[str, str] = {}
 
     @abstractmethod
-    def read(self, name: str) -> bytes: ...
+    def read(self, name: str) -> bytes:
+        """What an image is stored as. May raise anything."""
+
+    def state(self, name: str) -> list[int]:
+        """What tells that an image may have changed: the state of the file it is in (see `file_state`)."""
+        return file_state(self.root)
 
     def open(self, path: str) -> "Image.Image":
         return open_image(self.read(path))
@@ -53,17 +59,12 @@ class ImageFiles(ABC):
 
     def digests(self, paths: Sequence[str]) -> list[str]:
         """The SHA-256 of each image as stored; "unreadable" for one that cannot be read."""
-        return remembered("sha256", self.root, paths, self._state(), self._digest)
+        return remembered(f"sha256 {self.part}", self.root, paths, self.state, self._digest)
 
     def undecodable(self, progress: bool = False) -> dict[str, str]:
-        """The images that cannot be decoded, and why. Takes as long as decoding them all, unless they are known
-        already."""
-        reasons = remembered("decodes", self.root, self.names, self._state(), self._fault, progress=progress)
+        """The images that cannot be decoded, and why. All are decoded, unless what they are is known already."""
+        reasons = remembered("decodes", self.root, self.names, self.state, self._fault, progress=progress)
         return {name: reason for name, reason in zip(self.names, reasons, strict=True) if reason}
-
-    def _state(self) -> Callable[[str], list[int]]:
-        archive = file_state(self.root)
-        return lambda name: archive
 
     def _digest(self, name: str) -> str:
         try:
@@ -89,8 +90,8 @@ class ImageFiles(ABC):
 
 
 class Folder(ImageFiles):
-    """Images below a folder. Linked folders are followed, and each folder is looked at once, by its own name if it has
-    one here.
+    """Images below a folder. Linked folders are followed; each folder is looked at once, under its own name if it has
+    one.
 
     Args:
         root: the folder.
@@ -113,11 +114,15 @@ class Folder(ImageFiles):
                 continue
             seen.add((found.st_dev, found.st_ino))
             for entry in filter(lambda entry: _wanted(entry.name), entries):
-                if entry.is_dir():
+                try:
+                    is_folder, is_file = entry.is_dir(), entry.is_file()
+                except OSError:  # a link to itself, or into a folder that must not be read
+                    is_folder = is_file = False
+                if is_folder:
                     (linked if entry.is_symlink() else own).append(f"{inside}{entry.name}/")
                 elif is_image(entry.name):
                     name = inside + entry.name
-                    if self._note(name, None if entry.is_file() else "it is no regular file"):
+                    if self._note(name, None if is_file else "it is no regular file"):
                         self.names.append(name)
         self.names.sort()
 
@@ -127,8 +132,8 @@ class Folder(ImageFiles):
     def where(self, path: str) -> str:
         return printable(str(self.root / path))
 
-    def _state(self) -> Callable[[str], list[int]]:
-        return lambda name: file_state(self.root / name)
+    def state(self, name: str) -> list[int]:
+        return file_state(self.root / name)
 
 
 class _Tar(ImageFiles):

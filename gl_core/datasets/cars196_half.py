@@ -27,7 +27,9 @@ IMAGES = 8144
 def load(root: str | os.PathLike | None = None) -> RetrievalDataset:
     """The images of both splits.
 
-    Raises ValueError without a `root` or if it does not hold exactly these images, FileNotFoundError if it is missing.
+    Raises:
+        ValueError: there is no `root`, or it does not hold exactly these images.
+        FileNotFoundError: it is missing.
     """
     root = existing(root, EXPECTED)
     files = open_files(root / TAR if (root / TAR).is_file() else root)

@@ -1,4 +1,4 @@
-"""What is known of each data set beside its images: who gives it away, on which terms, and how much there is of it."""
+"""What is known of each data set beside its images: licence, source, layout on disk, numbers of images and classes."""
 
 from dataclasses import dataclass
 

@@ -26,7 +26,9 @@ TRAIN_CLASSES = 100
 def load(root: str | os.PathLike | None = None, *, crop: bool = False) -> RetrievalDataset:
     """The images of both splits; with `crop`, cut to the bird's box.
 
-    Raises ValueError without a `root` or for files of another form, FileNotFoundError for one that is missing.
+    Raises:
+        ValueError: there is no `root`, or files are of another form.
+        FileNotFoundError: one is missing.
     """
     folder, _ = find_layout(root, EXPECTED, [LAYOUT], ["CUB_200_2011", "."])
     ids, paths = read_columns(folder / "images.txt", 2)

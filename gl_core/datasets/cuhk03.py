@@ -11,25 +11,20 @@ with `cuhk03_new_protocol_config_detected.mat` and `cuhk03_new_protocol_config_l
 h5py.
 """
 
-import hashlib
 import os
-from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 
 from gl_core import _checks
 from gl_core._extras import require
+from gl_core.datasets.archive import ImageFiles
 from gl_core.datasets.base import RetrievalDataset
 from gl_core.datasets.listed import find_layout
 from gl_core.datasets.persons import FOLDERS, from_folders, from_parts
-from gl_core.datasets.version import file_state, remembered
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 __all__ = ["load"]
 
@@ -39,11 +34,16 @@ IMAGES = "cuhk03_release/cuhk-03.mat"
 
 
 def load(root: str | os.PathLike | None = None, *, boxes: str = "detected") -> RetrievalDataset:
-    """The images of both splits, "detected" or "labelled", with the column `camera` (1 or 2, of the pair that saw a
-    person).
+    """The images of both splits, with the column `camera` (1 or 2, of the pair that saw a person).
 
-    Raises ValueError without a `root` or for files of another form, FileNotFoundError for one that is missing, and
-    ImportError if h5py is needed and not installed.
+    Args:
+        root: the folder.
+        boxes: who cut the persons out, "detected" or "labelled".
+
+    Raises:
+        ValueError: there is no `root`, or files are of another form.
+        FileNotFoundError: one is missing.
+        ImportError: h5py is needed and not installed.
     """
     _checks.choice("boxes", boxes, FOLDER_OF)
     kind = FOLDER_OF[boxes]
@@ -76,42 +76,31 @@ def _protocol(path: Path) -> dict:
     return {"parts": dict(zip(FOLDERS, parts, strict=True)), **columns}
 
 
-class _Release:
+class _Release(ImageFiles):
     """Images in `cuhk-03.mat`, by the names of the protocol: `pair_person_view_image.png`, each counted from 1."""
 
     def __init__(self, file: Path, kind: str) -> None:
-        self.file = file
-        self.kind = kind
+        super().__init__(file, kind)
         require("h5py", extra="train")
-
-    def open(self, path: str) -> "Image.Image":
-        from PIL import Image
-
-        return Image.fromarray(self._pixels(path))
 
     def _pixels(self, path: str) -> UInt8[np.ndarray, "h w 3"]:
         pair, person, _, number = (int(part) for part in Path(path).stem.split("_"))
-        file = _opened(self.file, os.getpid())
+        file = _opened(self.root, os.getpid())
         # A MATLAB cell is a matrix of references, and HDF5 keeps all matrices transposed.
-        persons = file[file[self.kind][0, pair - 1]]
+        persons = file[file[self.part][0, pair - 1]]
         pixels = file[persons[number - 1, person - 1]][()]
         if pixels.ndim != 3:
             raise ValueError("the cell is empty")
         return np.ascontiguousarray(pixels.T)
 
+    def open(self, path: str) -> Image.Image:
+        return Image.fromarray(self._pixels(path))
+
+    def read(self, name: str) -> bytes:
+        return self._pixels(name).tobytes()
+
     def where(self, path: str) -> str:
-        return f"{self.file}: {self.kind} {path}"
-
-    def digests(self, paths: Sequence[str]) -> list[str]:
-        state = file_state(self.file)
-        return remembered(f"pixels {self.kind}", self.file, paths, lambda path: state, self._digest)
-
-    def _digest(self, path: str) -> str:
-        try:
-            return hashlib.sha256(self._pixels(path).tobytes()).hexdigest()
-        # h5py raises whatever it stumbles over in a damaged file.
-        except Exception:
-            return "unreadable"
+        return f"{self.root}: {self.part} {path}"
 
 
 @lru_cache(maxsize=4)

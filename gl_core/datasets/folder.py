@@ -60,8 +60,7 @@ def load(
 
 
 def images_by_class(files: ImageFiles, expected: str = EXPECTED) -> tuple[dict[str, str], dict[str, str]]:
-    """The class of each image, the folder it is in; and what is left out, as it lies elsewhere or cannot be had, and
-    why.
+    """The class of each image, which is the folder it is in; and what is left out, and why.
 
     Images lie in `class/image`, or all in one folder around that.
 

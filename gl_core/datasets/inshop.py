@@ -26,7 +26,9 @@ PARTS = ("train", "query", "gallery")
 def load(root: str | os.PathLike | None = None) -> RetrievalDataset:
     """The images of both splits.
 
-    Raises ValueError without a `root` or for a list of another form, FileNotFoundError if it is missing.
+    Raises:
+        ValueError: there is no `root`, or files are of another form.
+        FileNotFoundError: one is missing.
     """
     folder, layout = find_layout(root, EXPECTED, [FLAT, NESTED])
     path = folder / (FLAT, NESTED)[layout][0]

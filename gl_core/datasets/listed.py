@@ -16,8 +16,7 @@ Box = tuple[float, float, float, float]
 
 
 class Cropped:
-    """The images of a source, cut to their boxes: (left, top, right, bottom) in pixels. Those without a box stay
-    whole."""
+    """The images of a source, cut to their boxes, (left, top, right, bottom) in pixels; whole where there is no box."""
 
     def __init__(self, images: ImageSource, boxes: dict[str, Box]) -> None:
         self.images = images
@@ -47,10 +46,17 @@ class Cropped:
 def find_layout(
     root: str | os.PathLike | None, expected: str, layouts: Sequence[Sequence[str]], folders: Sequence[str] = (".",)
 ) -> tuple[Path, int]:
-    """The folder in which all paths of a layout exist, and which layout it is; `folders` are tried in turn below the
-    root.
+    """The folder in which all paths of a layout exist, and the number of that layout.
 
-    Raises ValueError without a root, FileNotFoundError if there is none, naming what is missing from the likeliest.
+    Args:
+        root: where the user says that the data set is.
+        expected: what must be there, in words.
+        layouts: paths that belong together, below a folder.
+        folders: tried in turn, below the root.
+
+    Raises:
+        ValueError: there is no root.
+        FileNotFoundError: no layout is complete; names what is missing from the likeliest.
     """
     root = existing(root, expected)
     missing = []
@@ -69,7 +75,8 @@ def find_layout(
 def read_columns(path: Path, count: int, header: int = 0) -> list[list[str]]:
     """The columns of a text file whose lines hold `count` words, after `header` other lines; the last may hold spaces.
 
-    Raises ValueError, naming file and line, for a line that holds fewer, or if there is none.
+    Raises:
+        ValueError: a line holds fewer words, or there is none; names file and line.
     """
     rows = []
     with path.open(encoding="utf-8-sig") as file:

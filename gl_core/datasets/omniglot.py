@@ -9,16 +9,11 @@ The columns `alphabet` and `group` name the alphabet of a character.
 """
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from gl_core.datasets.archive import ImageFiles, open_files
 from gl_core.datasets.base import RetrievalDataset, existing, tabulate
 from gl_core.datasets.download import downloads_folder, fetch
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 __all__ = ["load"]
 
@@ -36,11 +31,13 @@ DRAWERS = 20
 def load(root: str | os.PathLike | None = None) -> RetrievalDataset:
     """The images of both splits.
 
-    Raises FileNotFoundError if `root` or a part is missing, ValueError if a part is not as published, ConnectionError
-    if it cannot be downloaded.
+    Raises:
+        FileNotFoundError: `root` or a part is missing.
+        ValueError: a part is not as published.
+        ConnectionError: it cannot be downloaded.
     """
     folder = _downloaded() if root is None else existing(root, EXPECTED)
-    images = _Images({part: _opened(folder, part) for part in (TRAIN, TEST)})
+    images = _Images(folder)
     train = {path: _character(path) for path in images.files if path.startswith(TRAIN)}
     known = set(map(_alphabet, train.values()))
     test = {path: _character(path) for path in images.files if path.startswith(TEST)}
@@ -69,10 +66,12 @@ def _alphabet(character: str) -> str:
     return character.split("/")[0]
 
 
-class _Images:
+class _Images(ImageFiles):
     """The images of both parts, as `part/alphabet/character/image`."""
 
-    def __init__(self, parts: dict[str, ImageFiles]) -> None:
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        parts = {part: _opened(folder, part) for part in (TRAIN, TEST)}
         # In a zip the names begin with the part, in its folder they do not.
         self.files = {
             f"{part}/{name.removeprefix(part + '/')}": (files, name)
@@ -80,24 +79,17 @@ class _Images:
             for name in files.names
         }
 
-    def open(self, path: str) -> "Image.Image":
-        files, name = self.files[path]
-        return files.open(name)
+    def read(self, name: str) -> bytes:
+        files, inside = self.files[name]
+        return files.read(inside)
+
+    def state(self, name: str) -> list[int]:
+        files, inside = self.files[name]
+        return files.state(inside)
 
     def where(self, path: str) -> str:
-        files, name = self.files[path]
-        return files.where(name)
-
-    def digests(self, paths: Sequence[str]) -> list[str]:
-        parts: dict[ImageFiles, list[str]] = {}
-        for files, name in map(self.files.__getitem__, paths):
-            parts.setdefault(files, []).append(name)
-        found = {
-            (files, name): digest
-            for files, names in parts.items()
-            for name, digest in zip(names, files.digests(names), strict=True)
-        }
-        return [found[self.files[path]] for path in paths]
+        files, inside = self.files[path]
+        return files.where(inside)
 
 
 def _opened(folder: Path, part: str) -> ImageFiles:

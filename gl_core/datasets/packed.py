@@ -110,7 +110,11 @@ def open_pack(path: Path) -> PackedImages:
 
 
 def verify(path: Path) -> None:
-    """Raises ValueError if the content of a pack is not what was written."""
+    """Read all of a pack.
+
+    Raises:
+        ValueError: its content is not what was written.
+    """
     header, digest = _header(path), hashlib.sha256()
     with path.open("rb") as file:
         file.seek(HEADER)

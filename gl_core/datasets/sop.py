@@ -23,7 +23,9 @@ EXPECTED = f"the folder that holds Stanford_Online_Products/ with {' and '.join(
 def load(root: str | os.PathLike | None = None) -> RetrievalDataset:
     """The images of both splits.
 
-    Raises ValueError without a `root` or for lists of another form, FileNotFoundError for one that is missing.
+    Raises:
+        ValueError: there is no `root`, or files are of another form.
+        FileNotFoundError: one is missing.
     """
     folder, _ = find_layout(root, EXPECTED, [LISTS], ["Stanford_Online_Products", "."])
     # image_id class_id super_class_id path

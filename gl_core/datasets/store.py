@@ -75,7 +75,7 @@ class ImageStore:
         self.workers = min(devices.cpu_count(), MOST_WORKERS) if workers is None else workers
         self.labels = torch.as_tensor(dataset.labels).to(device)
         self._pictures = _Pictures(dataset, self.size, self.resize / shorter, keep_aspect)
-        self._loader: tuple[DataLoader, _Batches] | None = None
+        self._loader: tuple[DataLoader, list[list[int]]] | None = None
         self._held = None
         need = len(dataset) * 3 * math.prod(self.size)
         for home in dict.fromkeys([device, CPU]):
@@ -127,12 +127,12 @@ class ImageStore:
     def _loaded(self, indices: list[list[int]]) -> Iterator[UInt8[Tensor, "n 3 h w"]]:
         """Batches from worker processes, which stay for the next pass."""
         if self._loader is None:
-            order = _Batches()
+            order: list[list[int]] = []
             loader = DataLoader(
                 self._pictures,
-                batch_sampler=order,
+                sampler=order,  # filled anew for each pass, so that the workers can stay
+                batch_size=None,  # each item of the sampler is a batch
                 num_workers=self.workers,
-                collate_fn=_as_it_is,
                 pin_memory=self.device.type == "cuda",
                 persistent_workers=True,
                 # Its workers' seeds, which nothing uses, would otherwise be drawn from the global state.
@@ -142,7 +142,7 @@ class ImageStore:
             )
             self._loader = loader, order
         loader, order = self._loader
-        order.lists = indices
+        order[:] = indices
         for images in loader:
             if isinstance(images, Exception):
                 raise images
@@ -168,28 +168,12 @@ class _Pictures(Dataset):
             image = Image.fromarray(packed.array[self.dataset.rows[int(index)]])
         return np.asarray(_fitted(image, self.box, self.size, self.keep_aspect))
 
-    def __getitems__(self, indices: list[int]) -> UInt8[Tensor, "n 3 h w"] | ValueError:
+    def __getitem__(self, indices: list[int]) -> UInt8[Tensor, "n 3 h w"] | ValueError:
         """A batch, or the error of an image that cannot be read: raised here, users would see two tracebacks."""
         try:
             return _stack([self.array(index) for index in indices])
         except ValueError as error:
             return error
-
-
-class _Batches:
-    """A batch sampler whose lists of indices are set anew for each pass, so that worker processes can stay."""
-
-    lists: list[list[int]] = []
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.lists)
-
-    def __len__(self) -> int:
-        return len(self.lists)
-
-
-def _as_it_is(batch):
-    return batch
 
 
 def _stack(arrays: list[UInt8[np.ndarray, "h w 3"]]) -> UInt8[Tensor, "n 3 h w"]:

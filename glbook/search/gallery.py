@@ -16,7 +16,6 @@ import json
 import os
 import re
 import sqlite3
-import stat
 import sys
 import time
 from collections.abc import Callable
@@ -188,8 +187,6 @@ class _Look(NamedTuple):
 def _look(path: str | os.PathLike) -> _Look:
     now = time.time_ns()
     found = os.stat(path)
-    if not stat.S_ISREG(found.st_mode):
-        raise OSError("is no regular file")
     state = f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
     return _Look((found.st_dev, found.st_ino), state, now - found.st_ctime_ns > TICK)
 
@@ -202,7 +199,7 @@ def _look_around(root: Path) -> tuple[dict[str, _Look], dict[str, str]]:
         try:
             found = _look(os.path.join(root, name))
         except OSError as error:
-            unreadable[name] = error.strerror or str(error)
+            unreadable[name] = error.strerror
             continue
         if found.identity not in seen:
             seen.add(found.identity)

@@ -115,13 +115,10 @@ def embed_files(
 
 def _embed(model: EmbeddingNet, card: dict[str, Any], photos: "_Photos") -> Float[Tensor, "n d"]:
     store = image_store(photos, checkpoints.configuration(card), next(model.parameters()).device)
-    embeddings = embed(model, store, checkpoints.strategies(card)).cpu()
-    finite = embeddings.isfinite().all(dim=1)
-    if not finite.all():
-        file = photos.files[int(finite.logical_not().nonzero()[0])]
-        name = card.get("weights", "the network")
-        raise ValueError(f"{name}: the embedding of {file} is not finite: the weights are damaged")
-    return embeddings
+    try:
+        return embed(model, store, checkpoints.strategies(card)).cpu()
+    except ValueError as error:
+        raise ValueError(f"{card.get('weights', 'the network')}: {error}") from error
 
 
 class _Photos:

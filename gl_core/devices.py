@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gl_core import _checks, distributed
+from gl_core._extras import require
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -27,9 +28,14 @@ HOST_MEMORY = 4 * 2**30
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of that name; "auto" is the first GPU where there is one, else the CPU. Raises ValueError if it is not there.
+    """The device of that name.
 
-    Of several processes on a machine each has a GPU of its own: the first, the second, ...
+    Args:
+        name: cpu, cuda, cuda:N, mps; "auto" is the first GPU where there is one, else the CPU. Of several processes on
+            a machine each has a GPU of its own: the first, the second, ...
+
+    Raises:
+        ValueError: there is no such device.
     """
     if name == "auto":
         return torch.device("cuda", distributed.local_rank()) if torch.cuda.is_available() else torch.device("cpu")
@@ -61,7 +67,7 @@ def device_name(device: torch.device) -> str:
 
 
 def memory_budget(device: torch.device) -> int:
-    """Bytes that decoded images may take: half of what is free on a GPU beyond a reserve for the network; 4 GiB on a CPU."""
+    """Bytes that decoded images may take: 4 GiB on a CPU; on a GPU half of what is free beyond the network's reserve."""
     if device.type != "cuda":
         return HOST_MEMORY
     free, _ = torch.cuda.mem_get_info(device)
@@ -81,18 +87,24 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def fabric(device: torch.device, precision: str = "auto") -> "Fabric":
-    """Device and precision: "32" (float32), "bf16" or "fp16" (mixed: weights stay float32; fp16 scales the loss), or "auto".
+    """What runs a training on a device, in a precision, on one or several processes.
 
-    "auto" is bfloat16 where the GPU computes in it, float16 on older ones, and float32 on anything else: some CPUs compute
-    faster in bfloat16, others many times slower. Scaling the loss reads a flag from the GPU in every step, for float16 alone.
     TF32 is left as PyTorch has it: convolutions in float32 use it, matrix products do not.
 
-    Raises ValueError for a precision that the device does not have.
+    Args:
+        device: as `choose_device` returns it.
+        precision: "32" (float32), "bf16" or "fp16" (mixed: weights stay float32; fp16 scales the loss, which reads a
+            flag from the GPU in every step). "auto": bfloat16 where the GPU computes in it, float16 on older ones, and
+            float32 on anything else, as some CPUs compute faster in bfloat16, others many times slower.
+
+    Raises:
+        ValueError: the device does not have this precision.
+        ImportError: lightning-fabric is not installed.
     """
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         # Its imports warn of packages of their own that nobody here can change.
         warnings.simplefilter("ignore")
-        from lightning_fabric import Fabric
+        lightning_fabric = require("lightning_fabric", extra="train")
     _checks.choice("precision", precision, PRECISIONS)
     native = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
     if precision == "auto":
@@ -101,7 +113,7 @@ def fabric(device: torch.device, precision: str = "auto") -> "Fabric":
         raise ValueError(f"precision='fp16': needs a GPU, this run uses {device.type}; take bf16 or 32")
     if precision == "bf16" and device.type == "cuda" and not native:
         raise ValueError("precision='bf16': this GPU does not compute in bfloat16; take fp16 or 32")
-    return Fabric(accelerator=device.type, precision=PRECISIONS[precision], **_placement(device))
+    return lightning_fabric.Fabric(accelerator=device.type, precision=PRECISIONS[precision], **_placement(device))
 
 
 def _placement(device: torch.device) -> dict[str, Any]:

@@ -1,30 +1,26 @@
-"""Several processes, one group: the batch whose images are consulted is that of all processes together.
+"""Several processes, one batch: labels are propagated among the images of all processes together.
 
-With p processes each embeds its own n / p images, then all exchange embeddings and labels (`whole_batch`), and every one
-computes the same loss of all n. Gradients come back through that exchange added up over processes: they are those of p times the
-loss. `DistributedDataParallel`, and so Fabric, averages the gradients of parameters over processes. After that they are those of
-the loss, for the backbone and for the classifier, just as in one process.
+With p processes each embeds its own n / p images, then all exchange embeddings and labels (`whole_batch`), and every
+one computes the same loss of all n. Gradients come back through that exchange added up over processes: they are those
+of p times the loss. `DistributedDataParallel`, and so Fabric, averages the gradients of parameters over processes.
+After that they are those of the loss, for the backbone and for the classifier, just as in one process.
 
 In one process every function here does nothing, so that a training loop needs no second version.
 """
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from gl_core.datasets.store import ImageStore
-
 __all__ = [
-    "Share",
     "gather",
     "is_main",
+    "join",
     "local_rank",
     "num_processes",
     "processes",
@@ -57,7 +53,7 @@ def local_rank() -> int:
 
 @contextlib.contextmanager
 def processes() -> Iterator[None]:
-    """Join the processes that `torchrun` started, for as long as the context lasts; in a process started alone do nothing."""
+    """Within the context, be one of the processes that `torchrun` started; in a process started alone do nothing."""
     launched = dist.is_available() and dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1
     if not launched or dist.is_initialized():
         yield
@@ -71,7 +67,7 @@ def processes() -> Iterator[None]:
 
 
 class _Gather(torch.autograd.Function):
-    """The parts of all processes, one below the other; a gradient is added up over processes, and each takes its part."""
+    """The parts of all processes, one below the other; gradients are added up, and each process takes its part."""
 
     @staticmethod
     def forward(ctx, x):
@@ -80,8 +76,8 @@ class _Gather(torch.autograd.Function):
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx, grad):
-        grad = grad.clone(memory_format=torch.contiguous_format)
+    def backward(ctx, *grad_outputs):
+        grad = grad_outputs[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(grad)
         return grad.chunk(num_processes())[rank()]
 
@@ -96,12 +92,13 @@ class _Sum(torch.autograd.Function):
         return x
 
     @staticmethod
-    def backward(ctx, grad):
-        return _Sum.apply(grad)
+    def backward(ctx, *grad_outputs):
+        return _Sum.apply(*grad_outputs)
 
 
 def gather(x: Tensor) -> Tensor:
-    """The tensors of all processes joined in the first dimension, in the order of their ranks; the gradient is their sum.
+    """The tensors of all processes joined in the first dimension, in the order of their ranks; the gradient is their
+    sum.
 
     All processes must call it with tensors of one shape.
     """
@@ -111,8 +108,9 @@ def gather(x: Tensor) -> Tensor:
 def whole_batch(*parts: Tensor) -> tuple[Tensor, ...]:
     """The whole batch of each of the tensors of which this process has a part: features, logits, labels, ...
 
-    The loss of the whole batch is then the same in every process, and the gradient of a parameter, averaged over processes, that
-    of one process with the whole batch. The sampler that deals such parts is `GroupSampler(..., num_replicas=, rank=)`.
+    The loss of the whole batch is then the same in every process, and the gradient of a parameter, averaged over
+    processes, that of one process with the whole batch. The sampler that gives each process its part is
+    `GroupSampler(..., num_replicas=, rank=)`.
 
     >>> features, labels = torch.rand(4, 2), torch.tensor([0, 0, 1, 1])
     >>> whole_batch(features, labels)[0].shape           # in one process: as they are
@@ -122,17 +120,17 @@ def whole_batch(*parts: Tensor) -> tuple[Tensor, ...]:
 
 
 class _WholeBatchNorm(nn.BatchNorm2d):
-    """Batch normalisation by the statistics of all processes' images, on any device (torch.nn.SyncBatchNorm needs a GPU)."""
+    """Batch normalisation by the statistics of all processes' images; torch.nn.SyncBatchNorm does it on GPUs only."""
 
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+    def forward(self, input: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
         if not self.training:
-            return super().forward(x)
-        count = num_processes()
+            return super().forward(input)
+        x, count = input, num_processes()
         values = x.to(torch.promote_types(x.dtype, torch.float32))
         mean = _Sum.apply(values.mean(dim=(0, 2, 3))) / count
         centred = values - mean[:, None, None]
         variance = _Sum.apply(centred.square().mean(dim=(0, 2, 3))) / count
-        if self.track_running_stats:
+        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
             with torch.no_grad():
                 self.num_batches_tracked += 1
                 momentum = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
@@ -145,37 +143,51 @@ class _WholeBatchNorm(nn.BatchNorm2d):
         return normalised.to(x.dtype)
 
 
+class _WholeBatchNormAct(_WholeBatchNorm):
+    """The same for timm's layer of batch normalisation and activation in one."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, input: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        return self.act(self.drop(super().forward(input)))
+
+
 @contextlib.contextmanager
 def whole_batch_norm(module: nn.Module) -> Iterator[None]:
-    """Within the context, batch normalisation in `module` takes its statistics from the images of all processes."""
-    plain = [m for m in module.modules() if type(m) is nn.BatchNorm2d] if num_processes() > 1 else []
+    """Within the context, batch normalisation in `module` takes its statistics from the images of all processes.
+
+    Raises:
+        ValueError: `module` holds a kind of batch normalisation that is neither PyTorch's nor timm's.
+    """
+    layers = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)] if num_processes() > 1 else []
+    kinds = [type(layer) for layer in layers]
     # The layers stay the objects that they are, as optimisers and owners of the module know them.
-    for layer in plain:
-        layer.__class__ = _WholeBatchNorm
+    for layer, kind in zip(layers, kinds, strict=True):
+        layer.__class__ = _whole(kind)
     try:
         yield
     finally:
-        for layer in plain:
-            layer.__class__ = nn.BatchNorm2d
+        for layer, kind in zip(layers, kinds, strict=True):
+            layer.__class__ = kind
+
+
+def _whole(kind: type[nn.BatchNorm2d]) -> type[_WholeBatchNorm]:
+    """The class that computes what `kind` does, by the statistics of all processes."""
+    if kind.forward is nn.BatchNorm2d.forward:
+        return _WholeBatchNorm
+    if kind.__module__.startswith("timm.") and kind.__name__ == "BatchNormAct2d":
+        return _WholeBatchNormAct
+    raise ValueError(
+        f"{kind.__module__}.{kind.__name__}: several processes cannot share the statistics of this layer; train with "
+        "one, or with another backbone"
+    )
 
 
 def share(n: int) -> slice:
     """This process's part of n items: parts follow each other in the order of ranks, and differ by one item at most."""
     count, number = num_processes(), rank()
     return slice(n * number // count, n * (number + 1) // count)
-
-
-class Share:
-    """This process's part of the images of a store, for `gl_core.inference.embed`."""
-
-    def __init__(self, images: "ImageStore") -> None:
-        self._images, self._part = images, range(len(images))[share(len(images))]
-
-    def __len__(self) -> int:
-        return len(self._part)
-
-    def batches(self, indices: Iterable[list[int]]) -> Iterator[tuple[Tensor, Tensor]]:
-        return self._images.batches([[self._part[i] for i in batch] for batch in indices])
 
 
 def join(part: Float[Tensor, "m d"], n: int) -> Float[Tensor, "n d"]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gl_core import datasets, training
 from gl_core.datasets.store import ImageStore
-from gl_core.inference.selection import Measurement, best_of_each, choose_constants
+from gl_core.inference.selection import Measurement, best_of_each, choose_hyperparameters
 from gl_core.inference.strategies import Strategies
 from gl_core.models import EmbeddingNet
 from gl_core.training import records
@@ -101,7 +101,7 @@ def run(
         fitted = training.run(
             dataclasses.replace(config, evaluate_on="held_out"), chapter="inference", progress=progress
         )
-        strategies, tried = choose_constants(fitted.model, _evaluated(fitted.config, fitted.model, progress))
+        strategies, tried = choose_hyperparameters(fitted.model, _evaluated(fitted.config, fitted.model, progress))
         candidates = best_of_each(tried)
         search = {"tried": tried, "metrics": fitted.metrics}
     else:

@@ -88,7 +88,7 @@ def test_the_network_that_chooses_has_not_seen_the_classes_that_judge(config, mo
         return ALL, []
 
     monkeypatch.setattr(training, "fit", fit)
-    monkeypatch.setattr(ablation, "choose_constants", choose)
+    monkeypatch.setattr(ablation, "choose_hyperparameters", choose)
     done = ablation.run(config, progress=False)
     (held_out,) = judged
 
@@ -102,7 +102,7 @@ def test_the_network_that_chooses_has_not_seen_the_classes_that_judge(config, mo
 
 
 def test_given_strategies_are_not_searched_for(config, monkeypatch):
-    monkeypatch.setattr(ablation, "choose_constants", None)
+    monkeypatch.setattr(ablation, "choose_hyperparameters", None)
     done = ablation.run(config, strategies=Strategies(mirror=True), progress=False)
     assert done.record["search"]["tried"] == [] and len(done.record["ablation"]) == 5
     assert done.record_path.parent == records.results_folder()

@@ -8,7 +8,7 @@ import torch
 from gl_core import datasets, inference, models
 from gl_core.datasets.store import ImageStore
 from gl_core.inference import selection
-from gl_core.inference.selection import AXES, Measurement, choose_constants, score
+from gl_core.inference.selection import GRID, Measurement, choose_hyperparameters, score
 from gl_core.inference.strategies import GROUPS, Strategies
 
 
@@ -40,15 +40,15 @@ def judged_by(monkeypatch):
 
 
 def test_every_strategy_has_its_grid_and_only_its_own_settings():
-    assert list(AXES) == list(GROUPS)
-    for strategy, axes in AXES.items():
+    assert list(GRID) == list(GROUPS)
+    for strategy, axes in GRID.items():
         assert tuple(axes)[0] == GROUPS[strategy][0] and set(axes) == set(GROUPS[strategy])
         assert next(iter(axes.values()))[0] == getattr(Strategies(), GROUPS[strategy][0]), "the first value is off"
 
 
 def test_the_fine_grid_finds_what_lies_between_the_coarse_values(judged_by):
     judged_by(lambda s: 1 - (s.mixed_pooling - 0.375) ** 2 - (not s.mirror) - s.beta)
-    chosen, tried = choose_constants(None, None)
+    chosen, tried = choose_hyperparameters(None, None)
     assert chosen == Strategies(mixed_pooling=0.375, mirror=True)
     pooling = [row["settings"]["mixed_pooling"] for row in tried if row["strategy"] == "mixed pooling"]
     assert pooling[:3] == [0.25, 0.5, 1.0] and set(pooling[3:5]) == {0.125, 0.375}
@@ -56,7 +56,7 @@ def test_the_fine_grid_finds_what_lies_between_the_coarse_values(judged_by):
 
 def test_the_best_constants_of_a_strategy_that_was_not_kept(judged_by):
     judged_by(lambda s: 1 - (s.mixed_pooling - 0.375) ** 2 - s.mirror - s.beta)
-    chosen, tried = choose_constants(None, None)
+    chosen, tried = choose_hyperparameters(None, None)
     best = selection.best_of_each(tried)
     assert best.mirror and not chosen.mirror and best.mixed_pooling == chosen.mixed_pooling == 0.375
     assert best.beta == 0.00025, "half way from the smallest to off"
@@ -65,18 +65,18 @@ def test_the_best_constants_of_a_strategy_that_was_not_kept(judged_by):
 
 def test_nothing_is_chosen_where_nothing_helps(judged_by):
     judged_by(lambda s: 0.5)
-    assert choose_constants(None, None)[0] == Strategies()
+    assert choose_hyperparameters(None, None)[0] == Strategies()
 
 
 def test_a_strategy_that_a_later_one_makes_superfluous_is_dropped(judged_by):
     judged_by(lambda s: 1.0 if s.expansion else 0.8 if s.beta else 0.5)
-    chosen, tried = choose_constants(None, None)
+    chosen, tried = choose_hyperparameters(None, None)
     assert list(chosen.parts()) == ["query expansion"]
     assert [row["strategy"] for row in tried if row["step"] == "left out"] == ["beta-normalisation", "query expansion"]
 
 
 def test_all_settings_tried_are_allowed_and_the_best_of_them_is_chosen(model, held_out):
-    chosen, tried = choose_constants(model, held_out)
+    chosen, tried = choose_hyperparameters(model, held_out)
     assert all(Strategies.from_settings(row["settings"]) for row in tried)
     best = max(row["score"] for row in tried)
     metrics = inference.evaluate(model, held_out, chosen)
@@ -126,8 +126,8 @@ def test_what_is_made_of_one_pass_is_what_a_pass_of_its_own_gives(held_out, monk
         with pytest.raises(Judged) as caught:
             measure(each)
         found.append(caught.value.args[0])
-    # 120 images in batches of 50, straight and mirrored; a backbone without a rectifier shows it in the first batch of each.
-    assert len(passes) == 6 + 2 * (end == "batch normalisation") and model.training
+    # 120 images in batches of 50, straight and mirrored; a backbone without a rectifier shows it in the first batch.
+    assert len(passes) == 6 + (end == "batch normalisation") and model.training
     for each, one in zip(wanted, found, strict=True):
         torch.testing.assert_close(one, inference.embed(model, held_out, each), rtol=1e-5, atol=1e-5)
 
@@ -135,7 +135,7 @@ def test_what_is_made_of_one_pass_is_what_a_pass_of_its_own_gives(held_out, monk
 def test_a_backbone_without_a_last_activation_has_no_slope_chosen(held_out):
     model = models.build("conv4")
     model.body = torch.nn.Sequential(model.body, torch.nn.BatchNorm2d(model.embedding_size))
-    chosen, tried = choose_constants(model, held_out)
+    chosen, tried = choose_hyperparameters(model, held_out)
     assert chosen.leaky_slope == 0 and {row["strategy"] for row in tried} >= set(GROUPS) - {"leaky activation"}
     with pytest.raises(ValueError, match="leaky_slope"):
         Measurement(model, held_out)(dataclasses.replace(chosen, leaky_slope=0.5))

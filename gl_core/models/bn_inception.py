@@ -1,16 +1,18 @@
 """BN-Inception: the Inception network with batch normalisation that the authors of the Group Loss start from.
 
-Architecture: Ioffe and Szegedy, "Batch Normalization", ICML 2015, appendix, in the variant of the weights that circulate for
-it. Its parameters are named as in that file, so that the file loads as it is.
+Architecture: Ioffe and Szegedy, "Batch Normalization", ICML 2015, appendix, in the variant of the weights that
+circulate for it. Its parameters are named as in that file, so that the file loads as it is.
 """
 
-import pickle
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from gl_core._extras import require
 
 __all__ = ["WEIGHTS", "BNInception", "load_weights"]
 
@@ -93,8 +95,8 @@ class BNInception(nn.Module):
             pool = self.max_pool if block == "5b" else self.mean_pool
             branches.append(self._step(f"{name}_pool_proj", pool(x)))
             return (self.last_relu if block == "5b" else self.relu)(torch.cat(branches, dim=1))
-        # What is only pooled has been through an activation already. A last row or column that no window would begin in is
-        # completed by zeros, as convolutions give a map of odd size one value more than pooling does.
+        # What is only pooled has been through an activation already. A last row or column that no window would begin in
+        # is completed by zeros, as convolutions give a map of odd size one value more than pooling does.
         whole = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
         return torch.cat([self.relu(torch.cat(branches, dim=1)), self.shrink(whole)], dim=1)
 
@@ -102,7 +104,9 @@ class BNInception(nn.Module):
 def load_weights(network: BNInception, path: str | Path) -> None:
     """Load a file of weights (.pth or .safetensors) into the network; its classifier, if it holds one, is passed over.
 
-    Raises FileNotFoundError, or ValueError in one line for a file that is none or holds other parameters.
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no file of weights or holds other parameters.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -133,14 +137,14 @@ def load_weights(network: BNInception, path: str | Path) -> None:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
+    if path.suffix == ".safetensors":
+        read = require("safetensors.torch", extra="train").load_file
+    else:
+        read = partial(torch.load, map_location="cpu", weights_only=True)
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        state = read(path)
+    # Each format, and each way in which a file can be damaged, raises an error of its own.
+    except Exception as error:
         raise ValueError(f"weights={path}: is no readable file of weights; expected {FROM}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"weights={path}: holds no parameters by name; expected {FROM}")

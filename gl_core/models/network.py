@@ -1,10 +1,13 @@
 """An embedding network: a backbone with its input convention, its pooling, and a neck where it has one."""
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "EmbeddingNet"]
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "EmbeddingNet", "evaluation_mode"]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -14,16 +17,20 @@ class EmbeddingNet(nn.Module):
 
         embedding = mean over space of body((image - mean) / std)
 
-    With a neck the mean goes through a batch normalisation before it is compared and before it is classified, but not before
-    the metric part of a loss: see `add_neck`.
+    With a neck the mean goes through a batch normalisation before it is compared and before it is classified, but not
+    before the metric part of a loss: see `add_neck`.
 
     Args:
         body: (n, c, h, w) normalised images -> (n, d, h', w') feature map.
         embedding_size: d.
-        mean, std: per channel, for pixels in [0, 1]; one value (grey) or three (colour). A grey network shown colour images
+        mean: per channel, for pixels in [0, 1]; one value (grey) or three (colour). A grey network shown colour images
             sees their luminance, a colour network shown grey images sees the same value three times.
+        std: per channel.
         smallest: the least height and width in pixels that leave a feature map.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self,
@@ -69,17 +76,34 @@ class EmbeddingNet(nn.Module):
         return self.neck(pooled)
 
     def add_neck(self, *, retrieve_after: bool = True) -> "EmbeddingNet":
-        """Add a batch normalisation between the embedding and the classifier. Returns itself.
+        """Add a batch normalisation between the embedding and the classifier.
 
-        In training the network gives the features before it, for the metric part of a loss, and whoever holds the classifier
-        sends them through `neck` first. Images are compared after it, or before it if `retrieve_after` is False. Source: Luo
-        et al., "Bag of Tricks and a Strong Baseline for Deep Person Re-identification", CVPRW 2019, whose neck does not
-        shift either.
+        In training the network gives the features before it, for the metric part of a loss, and whoever holds the
+        classifier sends them through `neck` first. Source: Luo et al., "Bag of Tricks and a Strong Baseline for Deep
+        Person Re-identification", CVPRW 2019, whose neck does not shift either.
+
+        Args:
+            retrieve_after: images are compared after the normalisation; False: before it.
+
+        Returns:
+            The network itself.
         """
         self.neck = nn.BatchNorm1d(self.embedding_size)
         self.neck.bias.requires_grad_(False)
         self.retrieve_after_neck = retrieve_after
         return self
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Within the context the model is in evaluation mode; afterwards each of its modules is in its own mode again."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def _luminance(images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 1 h w"]:

@@ -1,4 +1,4 @@
-"""A linear probe: the classifier that a fixed embedding deserves, fitted in a second."""
+"""A linear probe: softmax regression on top of a fixed embedding, fitted in a second."""
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +17,20 @@ def linear_probe(
 
         minimise over A, b:  -1/n sum_i log softmax(A g_i + b)[y_i] + weight_decay |A|^2,   g_i = (f_i - mean) / std
 
-    `mean` is that of each feature, `std` one number for all of them. The result takes features as they are: the
-    standardisation is folded into its weights. It starts from zeros, so that nothing is random. C is the largest label plus 1.
+    `mean` is that of each feature, `std` one number for all of them. It starts from zeros, so that nothing is random.
 
-    Raises ValueError if `features` is not a matrix of finite numbers, `labels` do not match it, or a setting is out of range.
+    Args:
+        features: embeddings (n, d).
+        labels: whole numbers (n,), 0 or more; C is the largest plus 1.
+        weight_decay: 0 or more.
+        max_iter: iterations of L-BFGS.
+
+    Returns:
+        A linear layer from d to C without gradient, which takes features as they are: the standardisation is folded in.
+
+    Raises:
+        ValueError: `features` is not a matrix of finite numbers, `labels` do not match it, or a setting is out of
+            range.
     """
     labels = torch.as_tensor(labels, device=features.device)
     _checks.matrix("features", features)
@@ -34,8 +44,11 @@ def linear_probe(
     mean, scale = features.mean(dim=0), features.std().clamp_min(torch.finfo(features.dtype).tiny)
     standardised = (features - mean) / scale
     num_classes = int(labels.max()) + 1
-    probe = nn.utils.skip_init(nn.Linear, features.shape[1], num_classes, device=features.device, dtype=features.dtype)
-    nn.init.zeros_(probe.weight), nn.init.zeros_(probe.bias)
+    # Its weights are set below: without drawing them first the random state stays as it is.
+    probe = nn.Linear(features.shape[1], num_classes, device="meta", dtype=features.dtype)
+    probe = probe.to_empty(device=features.device)
+    nn.init.zeros_(probe.weight)
+    nn.init.zeros_(probe.bias)
     optimizer = torch.optim.LBFGS(probe.parameters(), max_iter=max_iter)
 
     def closure() -> Tensor:
@@ -47,6 +60,6 @@ def linear_probe(
     with torch.enable_grad():
         optimizer.step(closure)
     with torch.no_grad():
-        probe.weight /= scale
-        probe.bias -= probe.weight @ mean
+        probe.weight.div_(scale)
+        probe.bias.sub_(probe.weight @ mean)
     return probe.requires_grad_(False)

@@ -1,7 +1,8 @@
 """Other losses by name, from pytorch-metric-learning: what the Group Loss is measured against.
 
-Each is trained as the Group Loss is: same backbone, batches, augmentation, optimiser and epochs. What a paper changed besides
-its loss (pooling, a normalisation layer, a longer warm-up) is left out for all alike; `Baseline.source` says what that is.
+Each is trained as the Group Loss is: same backbone, batches, augmentation, optimiser and epochs. What a paper changed
+besides its loss (pooling, a normalisation layer, a longer warm-up) is left out for all alike; `Baseline.source` says
+what that is.
 """
 
 import math
@@ -14,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from gl_core import _checks
+from gl_core._extras import require
 from gl_core.propagation import at_least_float32, without_autocast
 
 __all__ = ["BASELINES", "Baseline", "MetricLoss", "Option", "check_options"]
@@ -30,7 +32,7 @@ class Option:
     whole: bool = False
 
     def check(self, name: str, value: Any) -> float | int:
-        """The value as a number of the option's kind. Raises ValueError, naming it, if it is none or out of range."""
+        """The value as a number of the option's kind. Raises ValueError if it is none or out of range."""
         whole = type(value) is int
         if not (whole or (type(value) is float and not self.whole and math.isfinite(value))):
             raise ValueError(f"{name}={value!r}: must be a {'whole ' * self.whole}number")
@@ -42,16 +44,12 @@ class Option:
 
 @dataclass(frozen=True)
 class Baseline:
-    """A loss of pytorch-metric-learning, with the options it takes here.
+    """A loss of pytorch-metric-learning, with the options it takes here."""
 
-    `loss` is the name of its class there, and `options` are that class's own arguments, but for those that `MetricLoss` names.
-    `has_proxies` says that it learns vectors of the classes, which are trained at `Config.classifier_learning_rate`.
-    """
-
-    loss: str
-    options: Mapping[str, Option]
+    loss: str  # the name of its class there
+    options: Mapping[str, Option]  # that class's own arguments, but for those that `MetricLoss` names
     source: str
-    has_proxies: bool = False
+    has_proxies: bool = False  # vectors of the classes are learned too, at `Config.classifier_learning_rate`
 
 
 def _above_zero(default: float) -> Option:
@@ -68,8 +66,8 @@ BASELINES: dict[str, Baseline] = {
     "contrastive": Baseline(
         "ContrastiveLoss",
         {"pos_margin": Option(0.0), "neg_margin": _above_zero(1.0)},
-        "Hadsell et al., CVPR 2006, over all pairs of a batch; distances enter unsquared and pairs within their margin do not "
-        "count, as in Musgrave et al., ECCV 2020",
+        "Hadsell et al., CVPR 2006, over all pairs of a batch; distances enter unsquared and pairs within their margin "
+        "do not count, as in Musgrave et al., ECCV 2020",
     ),
     "triplet": Baseline(
         "TripletMarginLoss",
@@ -90,8 +88,8 @@ BASELINES: dict[str, Baseline] = {
     "proxy_nca": Baseline(
         "ProxyNCALoss",
         {"softmax_scale": _above_zero(9.0)},
-        "ProxyNCA++, Teh et al., ECCV 2020: probability of the own proxy among all of them, temperature 1/9; without its "
-        "maximum pooling and layer normalisation, and its fast proxies only where classifier_learning_rate says so",
+        "ProxyNCA++, Teh et al., ECCV 2020: probability of the own proxy among all of them, temperature 1/9; without "
+        "its maximum pooling and layer normalisation, and its fast proxies only where classifier_learning_rate says so",
         has_proxies=True,
     ),
     "soft_triple": Baseline(
@@ -103,8 +101,8 @@ BASELINES: dict[str, Baseline] = {
             "margin": Option(0.01),
             "tau": Option(0.2),
         },
-        "Qian et al., ICCV 2019: 10 centres a class, lambda 20, gamma 0.1, margin 0.01, weight tau 0.2 of the term that "
-        "merges centres (its memory grows with the square of classes times centres; none at tau 0)",
+        "Qian et al., ICCV 2019: 10 centres a class, lambda 20, gamma 0.1, margin 0.01, weight tau 0.2 of the term "
+        "that merges centres (its memory grows with the square of classes times centres; none at tau 0)",
         has_proxies=True,
     ),
     "arcface": Baseline(
@@ -116,8 +114,8 @@ BASELINES: dict[str, Baseline] = {
     "supervised_contrastive": Baseline(
         "SupConLoss",
         {"temperature": _above_zero(0.1)},
-        "Khosla et al., NeurIPS 2020: temperature 0.1; positives are the other images of the class, without a second view "
-        "and without a projection head",
+        "Khosla et al., NeurIPS 2020: temperature 0.1; positives are the other images of the class, without a second "
+        "view and without a projection head",
     ),
 }
 
@@ -125,7 +123,8 @@ BASELINES: dict[str, Baseline] = {
 def check_options(method: str, given: Mapping[str, Any] | None) -> dict[str, float]:
     """The options of a baseline, those not given by their defaults.
 
-    Raises ValueError for a method that is none of `BASELINES`, an option that it does not have, or a value out of range.
+    Raises:
+        ValueError: the method is none of `BASELINES`, it does not have such an option, or a value is out of range.
 
     >>> check_options("proxy_anchor", {"margin": 0.2})
     {'alpha': 32.0, 'margin': 0.2}
@@ -143,12 +142,13 @@ def check_options(method: str, given: Mapping[str, Any] | None) -> dict[str, flo
 
 
 class MetricLoss(nn.Module):
-    """A baseline with the calling convention of the other losses; its proxies, if it has any, are parameters of this module.
+    """A baseline with the calling convention of the other losses; its proxies, if it has any, are parameters of this
+    module.
 
-    Vectors are compared after L2 normalisation, as is evaluated. Triplets are mined semi-hard (the negative is farther than
-    the positive, by less than the margin), pairs of the multi-similarity loss by its own rule with `epsilon`; all others see
-    every image, pair or proxy. Computes in float32 or wider, whatever autocast says. Losses that mine, or leave out what is
-    zero, make the host wait for the device; that is how the library computes them.
+    Vectors are compared after L2 normalisation, as is evaluated. Triplets are mined semi-hard (the negative is farther
+    than the positive, by less than the margin), pairs of the multi-similarity loss by its own rule with `epsilon`; all
+    others see every image, pair or proxy. Computes in float32 or wider, whatever autocast says. Losses that mine, or
+    leave out what is zero, make the host wait for the device; that is how the library computes them.
 
     Args:
         method: one of `BASELINES`.
@@ -173,8 +173,10 @@ class MetricLoss(nn.Module):
 
     def _build(self, options: dict[str, Any]) -> tuple[nn.Module, nn.Module | None]:
         """The library's loss and miner."""
-        from pytorch_metric_learning import distances, losses, miners, regularizers
-
+        distances, losses, miners, regularizers = (
+            require(f"pytorch_metric_learning.{name}", extra="train")
+            for name in ("distances", "losses", "miners", "regularizers")
+        )
         miner = None
         if self.method == "triplet":
             options["distance"] = distances.LpDistance(power=2)
@@ -198,10 +200,14 @@ class MetricLoss(nn.Module):
     ) -> Float[Tensor, ""]:
         """The loss of a batch, a scalar in float32 or wider; 0 where no pair or triplet is left to learn from.
 
-        `indices_tuple` is what a miner found; given, it stands in for the loss's own.
+        Args:
+            embeddings: (n, d).
+            labels: (n,), in 0..num_classes-1.
+            indices_tuple: what a miner found; given, it stands in for the loss's own miner.
 
-        Raises ValueError for embeddings that are not finite, of another length than `embedding_size`, or labels outside
-        0..num_classes-1.
+        Raises:
+            ValueError: embeddings are not finite or of another length than `embedding_size`, or labels are out of
+                range.
         """
         labels = torch.as_tensor(labels, device=embeddings.device)
         _checks.batch(embeddings, labels, self.embedding_size, self.num_classes)

@@ -1,8 +1,8 @@
-"""A trained network as two files for others: NAME.safetensors, its weights, and NAME.json, the card that says what it is.
+"""A trained network as two files for others: NAME.safetensors, its weights, and NAME.json, its card.
 
-The card is plain JSON: architecture, preprocessing, training configuration, metrics with the data set and the protocol they were
-measured by, licence of the data, names of the classes trained on, versions, and the run and the commit it comes from. Nothing in
-either file is executed when it is read.
+The card is plain JSON: architecture, preprocessing, training configuration, metrics with the data set and the protocol
+they were measured by, licence of the data, names of the classes trained on, versions, and the run and the commit it
+comes from. Nothing in either file is executed when it is read.
 """
 
 import dataclasses
@@ -10,18 +10,19 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from gl_core._extras import require
+from gl_core.datasets import RetrievalDataset
+from gl_core.datasets.catalogue import CATALOGUE
+from gl_core.datasets.protocol import query_and_gallery
 from gl_core.inference.strategies import Strategies
 from gl_core.models import EmbeddingNet
 from gl_core.training import records
-from gl_core.training.components import build_model
+from gl_core.training.components import build_model, place
 from gl_core.training.config import Config
-
-if TYPE_CHECKING:
-    from gl_core.datasets import RetrievalDataset
 
 __all__ = ["FORMAT", "configuration", "fingerprint", "load", "new_card", "read_card", "save", "strategies"]
 
@@ -34,12 +35,10 @@ def new_card(
     config: Config,
     model: EmbeddingNet,
     record: dict[str, Any],
-    train: "RetrievalDataset",
-    evaluated: "RetrievalDataset",
+    train: RetrievalDataset,
+    evaluated: RetrievalDataset,
 ) -> dict[str, Any]:
-    """The card of a network that was trained on one data set and judged on another, from the record of its run."""
-    from gl_core.datasets.catalogue import CATALOGUE
-
+    """The card of a network that was trained on one set of images and evaluated on another."""
     height, width = config.input_size
     known = CATALOGUE.get(train.name)
     classes = dict.fromkeys(train.class_names[label] for label in sorted(set(train.labels.tolist())) if label >= 0)
@@ -81,24 +80,30 @@ def new_card(
     }
 
 
-def _protocol(dataset: "RetrievalDataset") -> str:
-    from gl_core.datasets.protocol import query_and_gallery
-
+def _protocol(dataset: RetrievalDataset) -> str:
     if query_and_gallery(dataset) is None:
         return "all images search each other"
     return "re-identification" if "camera" in dataset.table else "queries search a gallery"
 
 
 def save(path: str | os.PathLike, model: EmbeddingNet, card: dict[str, Any]) -> Path:
-    """Write NAME.safetensors and NAME.json; `path` is NAME, or either of the two. Returns the path of the weights.
+    """Write NAME.safetensors and NAME.json, each whole or not at all, the card last: it holds the checksum of its
+    weights.
 
-    Each file is written whole or not at all, the card last; it holds the checksum of its weights. Raises OSError where they
-    cannot be written.
+    Args:
+        path: NAME, or either of the two.
+        model: its weights are written.
+        card: see `new_card`.
+
+    Returns:
+        The path of the weights.
+
+    Raises:
+        OSError: they cannot be written.
     """
-    from safetensors.torch import save
-
+    serialise = require("safetensors.torch", extra="train").save
     weights, described = _files(path)
-    content = save({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()})
+    content = serialise({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()})
     card = card | {"format": FORMAT, "weights": weights.name, "sha256": hashlib.sha256(content).hexdigest()}
     text = json.dumps(records.rounded(card), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
     records.write_atomically(weights, content)
@@ -109,18 +114,22 @@ def save(path: str | os.PathLike, model: EmbeddingNet, card: dict[str, Any]) -> 
 def load(path: str | os.PathLike, device: torch.device | str = "cpu") -> tuple[EmbeddingNet, dict[str, Any]]:
     """The network, in evaluation mode on the device, and its card.
 
-    Raises FileNotFoundError if either file is missing, and ValueError, naming the file, if the card is broken or of a newer
-    format, or if the weights are cut off, of another architecture, or not those that the card was written for.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
+    Args:
+        path: NAME, NAME.safetensors or NAME.json.
+        device: where the network goes.
 
+    Raises:
+        FileNotFoundError: either file is missing.
+        ValueError: the card is broken or of a newer format, or the weights are cut off, of another architecture, or not
+            those that the card was written for; the message names the file.
+    """
+    safetensors = require("safetensors.torch", extra="train")
     weights, _ = _files(path)
     card = read_card(path)
     content = weights.read_bytes()
     try:
-        values = load(content)
-    except SafetensorError as error:
+        values = safetensors.load(content)
+    except require("safetensors", extra="train").SafetensorError as error:
         raise ValueError(f"{weights}: cut off or damaged, its weights cannot be read ({error})") from error
     config = configuration(card, path)
     model = build_model(config)
@@ -130,7 +139,7 @@ def load(path: str | os.PathLike, device: torch.device | str = "cpu") -> tuple[E
     if hashlib.sha256(content).hexdigest() != card["sha256"]:
         raise ValueError(f"{weights}: not the weights that {_files(path)[1].name} was written for")
     model.load_state_dict(values)
-    return model.to(device, memory_format=torch.channels_last).eval(), card
+    return place(model, device).eval(), card
 
 
 def read_card(path: str | os.PathLike) -> dict[str, Any]:

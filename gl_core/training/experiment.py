@@ -1,8 +1,6 @@
 """A whole training run: from a configuration to a network, its metrics and its record."""
 
 import dataclasses
-import hashlib
-import json
 import os
 import time
 from dataclasses import dataclass, field
@@ -12,13 +10,22 @@ from typing import Any
 import torch
 
 from gl_core import datasets, devices, distributed, models
+from gl_core.datasets import RetrievalDataset
 from gl_core.datasets.protocol import headline
 from gl_core.datasets.store import ImageStore
 from gl_core.loss import CrossEntropyLoss
-from gl_core.training import checkpoints, records
-from gl_core.training.components import build_loss, build_model, image_store
+from gl_core.training import checkpoints, records, resume
+from gl_core.training.components import build_loss, build_model, image_store, place
 from gl_core.training.config import Config
 from gl_core.training.loop import evaluate, fit, held_out_metrics, sampler_of, score
+
+try:
+    from gl_core.datasets.version import data_version  # pyright: ignore[reportMissingImports]
+except ImportError:
+
+    def data_version(dataset: RetrievalDataset) -> str:
+        return repr(dataset)
+
 
 __all__ = ["Run", "run"]
 
@@ -27,9 +34,9 @@ __all__ = ["Run", "run"]
 class Run:
     """What a training run left behind.
 
-    `metrics` and `untrained` are those of the evaluated classes (the test classes, unless the configuration says held-out),
-    after and before training; fractions in [0, 1]. `history` has one dict an epoch of the final training, `selection` one an
-    epoch on held-out classes (empty if the number of epochs was given).
+    `metrics` and `untrained` are those of the evaluated classes (the test classes, unless the configuration says
+    held-out), after and before training; fractions in [0, 1]. `history` has one dict an epoch of the final training,
+    `selection` one an epoch on held-out classes (empty if the number of epochs was given).
     """
 
     config: Config
@@ -54,12 +61,12 @@ class Run:
             *(f"{name:12}{'':10}{self.metrics[name]:>10.3f}" for name in ("NMI", "AMI") if name in self.metrics),
         ]
         lower = [name for name in headline(self.metrics) if self.metrics[name] < self.untrained[name]]
-        if not self.history:
+        if self.selection and not self.history:
             lines.append("No epoch of training helped on held-out training classes: the untrained network was kept.")
         elif lower:
             lines.append(
-                f"Training made retrieval of these classes WORSE: {' and '.join(lower)} fell below the untrained network. "
-                "A lower learning_rate, fewer epochs or more classes may help."
+                f"Training made retrieval of these classes WORSE: {' and '.join(lower)} fell below the untrained "
+                "network. A lower learning_rate, fewer epochs or more classes may help."
             )
         if self.model_path is not None:
             lines.append(f"network: {os.path.relpath(self.model_path)}")
@@ -71,50 +78,57 @@ def run(config: Config, *, chapter: str = "training", keep: str | None = None, p
 
     1. Evaluate the untrained network. With `finetune_epochs`, training below is preceded by that many epochs of plain
        classification, from which the network and the classifier are taken over.
-    2. With `choose_epochs`: train on part of the training classes, and find the number of epochs, 0 included, after which
+    2. With `choose_epochs`: train on part of the training classes, and find the number of epochs, 0 included, after
+    which
        the held-out classes are retrieved best.
     3. Train on all training classes for that number of epochs (on the part, if `evaluate_on` is "held_out").
     4. Evaluate, once. The network goes to `_build/models/<run_id>` (see `gl_core.training.checkpoints`).
 
-    A run that was interrupted goes on from its last finished epoch when it is called again with the same configuration and
-    code. `keep` is None, "final" or "tuning" (see `gl_core.training.records`).
+    A run that was interrupted goes on from its last finished epoch when it is called again with the same configuration
+    on the same data. Several processes (see `gl_core.distributed`) train on batches that they share and evaluate
+    together. All return the same metrics; the main one shows progress, and writes checkpoints, network and record.
 
-    Several processes (see `gl_core.distributed`) train on groups that they share and evaluate together. All return the same
-    metrics; the main one shows progress, and writes checkpoints, network and record.
+    Args:
+        config: the settings.
+        chapter: for the record: what the run was made for.
+        keep: None, "final" or "tuning" (see `gl_core.training.records`).
+        progress: show bars.
 
-    Raises ValueError for a configuration that does not fit the data or the machine, and whatever `datasets.load` raises.
+    Raises:
+        ValueError: the configuration does not fit the data or the machine; and whatever `gl_core.datasets.load` raises.
     """
     started = time.monotonic()
     device = devices.choose_device(config.device)
     progress = progress and distributed.is_main()
     record = records.new_record(chapter=chapter, config=config.as_dict(), device=_device_names(device), keep=keep)
-    train, evaluated, (fit_part, held_out) = _load(config)
+    train, evaluated, fit_part, held_out = _load(config)
+    unfinished = resume.folder(config, [data_version(train), data_version(evaluated)])
+    started -= resume.seconds_spent(unfinished)
 
     with devices.seeded(config.seed, device):
         store = _Stores(config, device, progress)
-        model = build_model(config).to(device, memory_format=torch.channels_last)
+        model = place(build_model(config), device)
         # The state lives on the CPU so that the same start serves the search and the final training.
         start = {name: value.cpu().clone() for name, value in model.state_dict().items()}
-        untrained = evaluate(model, store(evaluated, training=False))
+        untrained = evaluate(model, store(evaluated), shared=True)
 
-        checkpoint = records.project_root() / "_build" / "checkpoints" / _key(config)
         selection: list[dict[str, float]] = []
         epochs = config.epochs
         if config.choose_epochs:
-            baseline = evaluate(model, store(held_out, training=False))
-            history = _tuned_and_fit(
-                config, model, store(fit_part, training=True), device=device, held_out=store(held_out, training=False),
-                checkpoint=checkpoint / "choose.pt", progress=progress,
+            baseline = evaluate(model, store(held_out), shared=True)
+            history = _finetune_and_fit(
+                config, model, store(fit_part, training=True), device=device, held_out=store(held_out),
+                checkpoint=unfinished / "choose.pt", progress=progress,
             )  # fmt: skip
             selection = [{"epoch": 0} | held_out_metrics(baseline), *history]
             epochs = int(max(selection, key=score)["epoch"])
             model.load_state_dict(start)
         part = train if config.evaluate_on == "test" else fit_part
-        history = _tuned_and_fit(
+        history = _finetune_and_fit(
             config, model, store(part, training=True), device=device, stop_after=epochs,
-            checkpoint=checkpoint / "final.pt", progress=progress,
+            checkpoint=unfinished / "final.pt", progress=progress,
         )  # fmt: skip
-        metrics = evaluate(model, store(evaluated, training=False), cluster=True)
+        metrics = evaluate(model, store(evaluated), cluster=True, shared=True)
 
     record |= {"wall_time_s": round(time.monotonic() - started, 1), "metrics": metrics, "untrained": untrained}
     record |= {"history": history, "selection": selection}
@@ -124,23 +138,26 @@ def run(config: Config, *, chapter: str = "training", keep: str | None = None, p
         # The record first: where it cannot be written, no network without one is left behind.
         path = records.write_record(record)
         model_path = checkpoints.save(records.models_folder() / record["run_id"], model, card)
-        for file in ("choose.pt", "final.pt"):
-            (checkpoint / file).unlink(missing_ok=True)
-            _before(checkpoint / file).unlink(missing_ok=True)
+        for file in unfinished.glob("*.pt"):
+            file.unlink()
     return Run(config, model, metrics, untrained, history, selection, record, path, model_path)
 
 
-def _before(checkpoint: Path) -> Path:
-    """The checkpoint of the classification that precedes training."""
-    return checkpoint.with_stem(f"{checkpoint.stem}-finetune")
-
-
-def _tuned_and_fit(
-    config: Config, model: models.EmbeddingNet, images: ImageStore, *, stop_after: int | None = None, checkpoint: Path,
+def _finetune_and_fit(
+    config: Config,
+    model: models.EmbeddingNet,
+    images: ImageStore,
+    *,
+    checkpoint: Path,
+    stop_after: int | None = None,
+    held_out: ImageStore | None = None,
     **settings: Any,
-) -> list[dict[str, float]]:  # fmt: skip
-    """`fit`, after fine-tuning for classification where it is asked for: by the authors' train_finetune.py, RAdam at a constant
-    rate, no weight decay; but with the same batches as later, in place of 32 images drawn from all."""
+) -> list[dict[str, float]]:
+    """`fit`, after fine-tuning for classification where it is asked for.
+
+    Fine-tuning follows the authors' train_finetune.py: RAdam at a constant rate, no weight decay; but with the same
+    batches as later, in place of 32 images drawn from all.
+    """
     loss = build_loss(config, int(images.labels.max()) + 1, model.embedding_size)
     # The search chose 0: the network as it was before any training.
     keep_untrained = config.choose_epochs and stop_after == 0
@@ -151,11 +168,13 @@ def _tuned_and_fit(
             classifier_learning_rate=None, weight_decay=0.0, schedule="constant", optimizer="radam", loss_options=None,
             average_weights=0.0,
         )  # fmt: skip
-        tuning = {**settings, "held_out": None}
-        fit(first, model, images, loss=classifier, checkpoint=_before(checkpoint), **tuning)
+        before = checkpoint.with_stem(f"{checkpoint.stem}-finetune")
+        fit(first, model, images, loss=classifier, checkpoint=before, **settings)
         if isinstance(loss, CrossEntropyLoss):
             loss.load_state_dict(classifier.state_dict())
-    return fit(config, model, images, loss=loss, stop_after=stop_after, checkpoint=checkpoint, **settings)
+    return fit(
+        config, model, images, loss=loss, stop_after=stop_after, held_out=held_out, checkpoint=checkpoint, **settings
+    )
 
 
 class _Stores:
@@ -165,7 +184,7 @@ class _Stores:
         self.config, self.device, self.progress = config, device, progress
         self._stores: dict[tuple[int, bool], ImageStore] = {}
 
-    def __call__(self, dataset: "datasets.RetrievalDataset", *, training: bool) -> ImageStore:
+    def __call__(self, dataset: RetrievalDataset, *, training: bool = False) -> ImageStore:
         key = (id(dataset), training)
         if key not in self._stores:
             self._stores[key] = image_store(
@@ -174,26 +193,23 @@ class _Stores:
         return self._stores[key]
 
 
-def _load(config: Config) -> tuple:
-    """Training data, evaluated data, and the training data parted into (fit, held out); only what the run will use."""
+def _load(config: Config) -> tuple[RetrievalDataset, RetrievalDataset, RetrievalDataset, RetrievalDataset]:
+    """Training data, evaluated data, and the training data parted into those to fit and those held out.
+
+    Nothing is held out where the run holds out nothing: these two are then the training data.
+    """
     train = datasets.load(config.dataset, config.data_root, "train")
-    parted = (None, None)
+    fit_part, held_out = train, train
     if config.choose_epochs or config.evaluate_on == "held_out":
-        parted = train.hold_out(config.held_out, seed=config.seed)
-    # A batch that cannot be dealt is better refused before anything is read or trained.
-    for part in (train, parted[0]):
-        if part is not None:
-            sampler_of(config, part.labels)
-    held_out = config.evaluate_on == "held_out"
-    return train, parted[1] if held_out else datasets.load(config.dataset, config.data_root, "test"), parted
+        fit_part, held_out = train.hold_out(config.held_out, seed=config.seed)
+    # A batch that cannot be drawn is better refused before anything is read or trained.
+    for part in (train, fit_part):
+        sampler_of(config, part.labels)
+    test = config.evaluate_on == "test"
+    evaluated = datasets.load(config.dataset, config.data_root, "test") if test else held_out
+    return train, evaluated, fit_part, held_out
 
 
 def _device_names(device: torch.device) -> str:
     count = distributed.num_processes()
     return f"{count} x {devices.device_name(device)}" if count > 1 else devices.device_name(device)
-
-
-def _key(config: Config) -> str:
-    """Names the folder of a run's checkpoints: same settings, same data, same code."""
-    settings = json.dumps(config.as_dict() | {"code": records.code_hash()}, sort_keys=True)
-    return hashlib.sha256(settings.encode()).hexdigest()[:16]

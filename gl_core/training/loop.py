@@ -1,10 +1,10 @@
-"""Training: one readable loop, from a configuration to a network, its metrics and its record."""
+"""The training loop: epochs over batches of P classes x K images, evaluated on held-out classes if asked for."""
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -14,21 +14,15 @@ from torch.optim.swa_utils import AveragedModel
 
 from gl_core import devices, distributed, models
 from gl_core.datasets.augmentation import augment
-from gl_core.datasets.protocol import judge
 from gl_core.datasets.store import ImageStore
-from gl_core.inference import embed
+from gl_core.inference import evaluate
 from gl_core.loss import CrossEntropyLoss
 from gl_core.sampling import GroupSampler
 from gl_core.training import resume
 from gl_core.training.baselines import MetricLoss
-from gl_core.training.components import (
-    Learner,
-    build_loss,
-    build_optimizer,
-    build_schedule,
-)
+from gl_core.training.components import Learner, build_loss, build_optimizer, build_schedule
 from gl_core.training.config import Config
-from gl_core.training.progress import training_bar
+from gl_core.training.progress import Progress, training_bar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,13 +46,23 @@ def fit(
     checkpoint: Path | None = None,
     progress: bool = True,
 ) -> list[dict[str, float]]:
-    """Train `model` in place on `images`; the loop that everything else is around. `loss` is `build_loss`'s if not given.
+    """Train a network in place.
 
-    The learning rate follows a schedule of `config.epochs` epochs, of which the first `stop_after` are run. With `held_out`
-    classes the network is evaluated on them after every epoch, and training ends early once they have not been retrieved
-    better for a few epochs. With a `checkpoint` file the state is saved after every epoch, and training goes on from it.
+    Args:
+        config: settings; the learning rate follows a schedule of `config.epochs` epochs.
+        model: the network, on the device.
+        images: those to train on.
+        device: where.
+        loss: None: `build_loss`'s.
+        stop_after: how many epochs of the schedule are run; None: all.
+        held_out: images of other classes, on which the network is evaluated after every epoch. Training ends early once
+            they have not been retrieved better for a few epochs.
+        checkpoint: a file in which the state is saved after every epoch, and from which training goes on.
+        progress: show a bar.
 
-    Returns one dict an epoch: epoch (from 1), loss (mean), batch R@1, images_per_s, learning_rate, and the held-out metrics.
+    Returns:
+        One dict an epoch: epoch (from 1), loss (mean), batch R@1, images_per_s, learning_rate, and the held-out
+        metrics.
     """
     stop_after = config.epochs if stop_after is None else stop_after
     sampler = sampler_of(config, images.labels.cpu())
@@ -72,16 +76,24 @@ def fit(
     if config.average_weights:
         averaged = AveragedModel(learner, multi_avg_fn=_running_mean(config.average_weights))
     state = {"learner": learner, "optimizer": optimizer, "schedule": schedule, "averaged": averaged}
-    history = resume.load(checkpoint, state)
+    history, earlier = resume.load(checkpoint, state)
+    began = time.monotonic() - earlier
     fabric.launch()
     fabric_learner, fabric_optimizer = fabric.setup(learner, optimizer)
 
     generator = torch.Generator()
-    total = stop_after * len(sampler)
+
+    def step(pixels: UInt8[Tensor, "n 3 h w"], labels: Int[Tensor, " n"]) -> tuple[Tensor, Tensor]:
+        found = train_step(config, fabric, fabric_learner, fabric_optimizer, pixels, labels, generator=generator)
+        schedule.step()
+        if averaged is not None:
+            averaged.update_parameters(learner)
+        return found
+
     what = "training" if held_out is None else "choosing epochs"
     with (
         distributed.whole_batch_norm(learner),
-        training_bar(total, len(history) * len(sampler), what, progress) as bar,
+        training_bar(stop_after * len(sampler), len(history) * len(sampler), what, progress) as bar,
     ):
         for epoch in range(len(history), stop_after):
             if held_out is not None and _stalled(history):
@@ -91,35 +103,13 @@ def fit(
             # Processes vary their images independently of each other.
             generator.manual_seed((distributed.rank() << 52) + (config.seed << 20) + epoch)
             rate = optimizer.param_groups[0]["lr"]
-            losses, hits, seen, began = [], [], 0, time.monotonic()
-            for pixels, labels in images.batches(sampler):
-                value, hit = train_step(
-                    config, fabric, fabric_learner, fabric_optimizer, pixels, labels, generator=generator
-                )
-                schedule.step()
-                if averaged is not None:
-                    averaged.update_parameters(learner)
-                losses.append(value)
-                hits.append(hit)
-                seen += distributed.num_processes() * len(labels)
-                bar.update()
-                # Reading a loss makes the host wait for the device, so it is read only as often as the bar is drawn.
-                if bar.due():
-                    bar.show(loss=losses[-1].item(), recall=hits[-1].item(), speed=seen / (time.monotonic() - began))
-            seconds = time.monotonic() - began
-            entry = {
-                "epoch": epoch + 1,
-                "loss": torch.stack(losses).mean().item(),
-                "batch R@1": torch.stack(hits).mean().item(),
-                "images_per_s": seen / seconds,
-                "learning_rate": rate,
-            }
+            entry = {"epoch": epoch + 1} | _epoch(step, images.batches(sampler), bar) | {"learning_rate": rate}
             if held_out is not None:
                 with _weights_of(averaged, learner):
-                    entry |= held_out_metrics(evaluate(model, held_out))
+                    entry |= held_out_metrics(evaluate(model, held_out, shared=True))
             history.append(entry)
             if distributed.is_main():
-                resume.save(checkpoint, state, history)
+                resume.save(checkpoint, state, history, time.monotonic() - began)
     if averaged is not None and history:
         learner.load_state_dict(averaged.module.state_dict())
     return history
@@ -135,22 +125,59 @@ def train_step(
     *,
     generator: torch.Generator | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """One step: augmentation, loss, gradient, update. `learner` and `optimizer` are those that `fabric.setup` returned.
+    """One step: augmentation, loss, gradient, update.
 
-    Returns the loss and R@1 inside the batch, as tensors on the device: the host does not wait for them.
+    Args:
+        config: its augmentation is used.
+        fabric: as `gl_core.devices.fabric` returns it.
+        learner: as `fabric.setup` returned it.
+        optimizer: as `fabric.setup` returned it.
+        pixels: images as an `ImageStore` gives them.
+        labels: of these images.
+        generator: of the augmentation.
+
+    Returns:
+        The loss and R@1 inside the batch, as tensors on the device: the host does not wait for them.
     """
     varied = augment(pixels, config.augmentation, config.input_size, erasing=config.random_erasing, generator=generator)
-    loss, embeddings = learner(varied.contiguous(memory_format=torch.channels_last), labels)
+    return _optimise(fabric, learner, optimizer, varied.contiguous(memory_format=torch.channels_last), labels)
+
+
+def _optimise(
+    fabric: "Fabric",
+    learner: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: Float[Tensor, "n 3 h w"],
+    labels: Int[Tensor, " n"],
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """What a step does on the device with images that lie there: nothing depends on the host or on random numbers."""
+    loss, embeddings = learner(images, labels)
     optimizer.zero_grad()
     fabric.backward(loss)
     optimizer.step()
     return loss.detach(), _batch_recall(embeddings, distributed.gather(labels))
 
 
-def evaluate(model: models.EmbeddingNet, images: ImageStore, *, cluster: bool = False) -> dict[str, float]:
-    """The metrics of the data set's own protocol (see `gl_core.datasets.protocol.judge`), and of clusters if asked for."""
-    embeddings = distributed.join(embed(model, distributed.Share(images)), len(images))
-    return judge(embeddings, images.dataset, cluster=cluster, shared=True)
+def _epoch(
+    step: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], batches: Iterable[tuple[Tensor, Tensor]], bar: Progress
+) -> dict[str, float]:
+    """Take a step with every batch: mean loss, mean R@1 inside the batches, images per second."""
+    losses, recalls, seen, began = [], [], 0, time.monotonic()
+    for pixels, labels in batches:
+        loss, recall = step(pixels, labels)
+        losses.append(loss)
+        recalls.append(recall)
+        seen += distributed.num_processes() * len(labels)
+        bar.update()
+        # Reading a loss makes the host wait for the device, so it is read only as often as the bar is drawn.
+        if bar.due():
+            bar.show(loss=loss.item(), recall=recall.item(), speed=seen / (time.monotonic() - began))
+    seconds = time.monotonic() - began
+    return {
+        "loss": torch.stack(losses).mean().item(),
+        "batch R@1": torch.stack(recalls).mean().item(),
+        "images_per_s": seen / seconds,
+    }
 
 
 def sampler_of(config: Config, labels: "Tensor | np.ndarray") -> GroupSampler:
@@ -165,11 +192,12 @@ def sampler_of(config: Config, labels: "Tensor | np.ndarray") -> GroupSampler:
     )
 
 
-def _running_mean(decay: float):
+def _running_mean(decay: float) -> Callable[[Any, Any, Tensor | int], None]:
     """Averaging with a decay that starts small: the first steps must not keep the first weights for long."""
 
-    def update(averages: list[Tensor], currents: list[Tensor], steps: Tensor) -> None:
-        torch._foreach_lerp_(averages, currents, 1 - min(decay, (1 + int(steps)) / (10 + int(steps))))
+    def update(averages: Any, currents: Any, steps: Tensor | int) -> None:
+        weight = 1 - min(decay, (1 + int(steps)) / (10 + int(steps)))
+        torch._foreach_lerp_(averages, currents, weight)  # pyright: ignore[reportPrivateImportUsage]
 
     return update
 
@@ -197,16 +225,16 @@ def _batch_recall(embeddings: Float[Tensor, "n d"], labels: Int[Tensor, " n"]) -
 
 
 def held_out_metrics(metrics: dict[str, float]) -> dict[str, float]:
+    """The metrics of held-out classes by which epochs are chosen, as they stand in a history."""
     return {f"held-out {name}": metrics[name] for name in ("R@1", "MAP@R")}
 
 
 def score(entry: dict[str, float]) -> float:
-    """What epochs are chosen by: R@1 is what is reported, MAP@R says more of each query; their mean is the steadiest."""
+    """What epochs are chosen by: R@1 is what is reported, MAP@R says more of each query; their mean is steadiest."""
     return (entry["held-out R@1"] + entry["held-out MAP@R"]) / 2
 
 
 def _stalled(history: list[dict[str, float]]) -> bool:
-    if not history:
-        return False
-    best = max(range(len(history)), key=lambda i: score(history[i]))
-    return len(history) - 1 - best >= PATIENCE
+    """Whether the best epoch is `PATIENCE` epochs or more ago."""
+    scores = [score(entry) for entry in history]
+    return bool(scores) and len(scores) - 1 - scores.index(max(scores)) >= PATIENCE

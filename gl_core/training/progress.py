@@ -3,6 +3,9 @@
 import contextlib
 import time
 from collections.abc import Iterator
+from typing import Any
+
+from gl_core._extras import require
 
 # Seconds between two drawings of the bar.
 INTERVAL = 1.0
@@ -12,8 +15,8 @@ __all__ = ["Progress", "training_bar"]
 
 @contextlib.contextmanager
 def training_bar(total: int, done: int, what: str, progress: bool) -> Iterator["Progress"]:
-    from tqdm import tqdm
-
+    """A bar of `total` batches, of which `done` are done; hidden unless `progress`."""
+    tqdm = require("tqdm", extra="train").tqdm
     with tqdm(total=total, initial=done, desc=what, unit=" batches", disable=not progress, mininterval=INTERVAL) as bar:
         yield Progress(bar)
 
@@ -21,7 +24,7 @@ def training_bar(total: int, done: int, what: str, progress: bool) -> Iterator["
 class Progress:
     """A progress bar with loss, R@1 of the batch, images per second, and (from tqdm) the time left."""
 
-    def __init__(self, bar) -> None:
+    def __init__(self, bar: Any) -> None:
         self._bar, self._shown = bar, 0.0
 
     def update(self) -> None:

@@ -50,7 +50,7 @@ def _errors_in_one_line(config: C) -> C:
     def _first(errors: ValidationError) -> str:
         error = errors.errors()[0]
         if error["type"] == "value_error":  # raised by a rule of our own
-            return str(error["ctx"]["error"])
+            return str(error.get("ctx", {})["error"])
         declared = {field.name: field.type for field in dataclasses.fields(config)}
         name = error["loc"][0]
         if name not in declared:
@@ -58,7 +58,7 @@ def _errors_in_one_line(config: C) -> C:
             return f"unknown setting {name!r}: must be one of {known}{did_you_mean(str(name), declared)}"
         return refusal(str(name), error["input"], declared[name])
 
-    config.__init__ = __init__
+    config.__init__ = __init__  # pyright: ignore[reportAttributeAccessIssue]
     return config
 
 
@@ -67,12 +67,12 @@ def _errors_in_one_line(config: C) -> C:
 class Config:
     """Settings of one training run.
 
-    Build one with `Config.resolve`, which fills in what suits the data set, the backbone and the profile; the defaults written
-    here are the last resort. A whole number may stand for a float; nothing else is converted.
+    Build one with `Config.resolve`, which fills in what suits the data set, the backbone and the profile; the defaults
+    written here are the last resort. A whole number may stand for a float; nothing else is converted.
 
     Raises:
-        ValueError: a value is not of its type, out of its range, or does not go with another; the message is one line that
-            names the field, the value and what it may be.
+        ValueError: a value is not of its type, out of its range, or does not go with another; the message is one line
+            that names the field, the value and what it may be.
     """
 
     # What is learned from what.
@@ -82,9 +82,7 @@ class Config:
     backbone: str = "conv4"
     pretrained: bool = True  # start from the backbone's own weights, where it has any
     weights: Path | None = None  # file of these weights, for bn_inception, whose weights come with no package
-    last_stride: Literal[1, 2] = (
-        2  # of resnet50; 1 doubles its map, which helps re-identification and costs a third more
-    )
+    last_stride: Literal[1, 2] = 2  # of resnet50; 1 doubles its map: better re-identification, a third more work
     bn_neck: bool = False  # batch normalisation between embedding and classifier, see gl_core.models.EmbeddingNet
     retrieve_after_neck: bool = True  # compare images after that normalisation, as its authors found better
     image_size: Pixels = 32  # height in pixels that the network sees, and width unless image_width is given
@@ -154,7 +152,7 @@ class Config:
             object.__setattr__(self, "loss_options", check_options(self.method, self.loss_options))
         elif self.loss_options is not None:
             raise ValueError(
-                f"loss_options={self.loss_options!r}: must be None for {self.method}, whose settings have names of their own"
+                f"loss_options={self.loss_options!r}: must be None for {self.method}, whose settings have their own names"
             )
         if self.last_stride == 1 and self.backbone != "resnet50":
             raise ValueError(f"last_stride=1: must be 2 for backbone={self.backbone}; resnet50 alone has this option")
@@ -190,7 +188,7 @@ class Config:
         given = {name: value for name, value in given.items() if value is not None}
         preset = given.get("preset")
         _checks.choice("preset", preset, (None, *PRESETS))
-        published = PRESETS.get(preset, {})
+        published = PRESETS[preset] if preset else {}
         dataset = (published | given).get("dataset", cls.dataset)
         # A data set without settings of its own is taken for photographs.
         settings = dict(DATASETS.get(dataset, PHOTOGRAPHS))
@@ -206,7 +204,7 @@ class Config:
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, Any]) -> Self:
-        """Settings from a chapter's parameters, as `Config.resolve(**parameters)`; other names in the mapping are passed over."""
+        """Settings from a chapter's parameters, as `Config.resolve(**parameters)`; other names are passed over."""
         return cls.resolve(**{name: parameters[name] for name in cls.names() if name in parameters})
 
     @classmethod

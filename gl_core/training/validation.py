@@ -1,4 +1,4 @@
-"""What a value may be is declared once, as a type for pydantic; here its errors become one line that a user can act on."""
+"""What a value may be is declared once, as a type for pydantic; here it becomes one line that a user can act on."""
 
 import difflib
 from collections.abc import Callable, Iterable
@@ -31,7 +31,7 @@ BOUNDS = {
 
 
 def one_of(choices: Callable[[], Iterable[str]]) -> AfterValidator:
-    """For `Annotated[str, one_of(names)]`: the value must be one of `names()`, which is looked up when a value is checked."""
+    """For `Annotated[str, one_of(names)]`: the value must be one of `names()`, looked up when a value is checked."""
 
     def check(value: str, info: ValidationInfo) -> str:
         _checks.choice(str(info.field_name), value, list(choices()))

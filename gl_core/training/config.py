@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_origin
 
 from gl_core import _checks, datasets
 from gl_core._extras import require
@@ -152,7 +152,7 @@ class Config:
             object.__setattr__(self, "loss_options", check_options(self.method, self.loss_options))
         elif self.loss_options is not None:
             raise ValueError(
-                f"loss_options={self.loss_options!r}: must be None for {self.method}, whose settings have their own names"
+                f"loss_options={self.loss_options!r}: must be None for {self.method}, which has settings of its own"
             )
         if self.last_stride == 1 and self.backbone != "resnet50":
             raise ValueError(f"last_stride=1: must be 2 for backbone={self.backbone}; resnet50 alone has this option")
@@ -188,15 +188,15 @@ class Config:
         given = {name: value for name, value in given.items() if value is not None}
         preset = given.get("preset")
         _checks.choice("preset", preset, (None, *PRESETS))
-        published = PRESETS[preset] if preset else {}
+        published: dict[str, Any] = PRESETS[preset] if preset else {}
         dataset = (published | given).get("dataset", cls.dataset)
         # A data set without settings of its own is taken for photographs.
-        settings = dict(DATASETS.get(dataset, PHOTOGRAPHS))
+        settings: dict[str, Any] = dict(DATASETS.get(dataset, PHOTOGRAPHS))
         network = (settings | published | given).get("backbone", cls.backbone)
         if backbone(network).has_weights and given.get("pretrained", True):
             settings |= PRETRAINED
         settings |= BY_PROFILE.get((dataset, profile), {}) | published
-        config = cls(**(settings | given | {"profile": profile}))
+        config = cls(**(settings | given), profile=profile)
         for name in OF_GROUP_LOSS if config.method != "group_loss" else ():
             if name in given and given[name] != settings.get(name, getattr(cls, name)):
                 raise ValueError(f"{name}={given[name]!r}: does nothing with method={config.method}; leave it out")
@@ -204,7 +204,16 @@ class Config:
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, Any]) -> Self:
-        """Settings from a chapter's parameters, as `Config.resolve(**parameters)`; other names are passed over."""
+        """Settings from a chapter's parameters, as `Config.resolve(**parameters)`; other names are passed over.
+
+        Raises:
+            ValueError: as `resolve` does, and for a parameter that the chapter declares a list or a mapping and that is a
+                string, as papermill's option -p makes it.
+        """
+        for name, declared in parameters.get("__annotations__", {}).items():
+            value = parameters.get(name)
+            if isinstance(value, str) and (get_origin(declared) or declared) in (list, dict):
+                raise ValueError(f"{refusal(name, value, declared)}; papermill takes it by -y '{name}: {value}'")
         return cls.resolve(**{name: parameters[name] for name in cls.names() if name in parameters})
 
     @classmethod

@@ -1,10 +1,9 @@
 """What a value may be is declared once, as a type for pydantic; here it becomes one line that a user can act on."""
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
-from gl_core import _checks
 from gl_core._extras import require
 
 require("pydantic", extra="train")
@@ -30,11 +29,12 @@ BOUNDS = {
 }
 
 
-def one_of(choices: Callable[[], Iterable[str]]) -> AfterValidator:
+def one_of(choices: Callable[[], Collection[str]]) -> AfterValidator:
     """For `Annotated[str, one_of(names)]`: the value must be one of `names()`, looked up when a value is checked."""
 
     def check(value: str, info: ValidationInfo) -> str:
-        _checks.choice(str(info.field_name), value, list(choices()))
+        if value not in choices():
+            raise ValueError(f"{info.field_name}={value!r}: must be one of {', '.join(choices())}")
         return value
 
     return AfterValidator(check)
@@ -48,7 +48,7 @@ def described(declared: Any) -> str:
     >>> described(Annotated[float, Field(gt=0, le=1)])
     'a number above 0 and at most 1'
     >>> described(list[int] | None)
-    'a list (of: a whole number) or None'
+    'a list, each item a whole number, or None'
     """
     return _in_words(TypeAdapter(declared).json_schema())
 
@@ -61,7 +61,7 @@ def _in_words(schema: dict[str, Any]) -> str:
         return "one of " + ", ".join(map(str, schema.get("enum", [schema.get("const")])))
     words = KINDS.get(schema.get("type", ""), "another value")
     if schema.get("items"):
-        words += f" (of: {_in_words(schema['items'])})"
+        words += f", each item {_in_words(schema['items'])}"
     bounds = [text.format(f"{schema[bound]:.10g}") for bound, text in BOUNDS.items() if bound in schema]
     if not bounds:
         return words

@@ -38,6 +38,9 @@ class ChapterError(RuntimeError):
         super().__init__(f"{chapter}: {ename}: {evalue} (executed notebook with the traceback: {path})")
         self.chapter, self.ename, self.evalue, self.path = chapter, ename, evalue, path
 
+    def __reduce__(self) -> tuple:  # so that another process can raise it
+        return type(self), (self.chapter, self.ename, self.evalue, self.path)
+
 
 def execute(
     chapter: str,

@@ -78,36 +78,11 @@ def print_book() -> Path:
             margin={"top": "16mm", "bottom": "18mm", "left": "16mm", "right": "16mm"},
         )  # fmt: skip
         opened.close()
-    _mend_titles(aside)
     aside.replace(paper)
     return paper
 
 
 _FOOTER = '<div style="font-size: 8px; width: 100%; text-align: center"><span class="pageNumber"></span></div>'
-
-
-def _mend_titles(paper: Path) -> None:
-    """In the outline that Chromium writes, headings that it moved to the next page are called "By handBy hand"."""
-    from pypdf import PdfWriter
-    from pypdf.generic import DictionaryObject, NameObject, TextStringObject
-
-    def mend(entry: DictionaryObject) -> None:
-        title = str(entry["/Title"])
-        half = title[: len(title) // 2]
-        if title == 2 * half:
-            entry[NameObject("/Title")] = TextStringObject(half)
-
-    def walk(above: DictionaryObject) -> None:
-        entry = above.get("/First")
-        while entry is not None:
-            entry = entry.get_object()
-            mend(entry)
-            walk(entry)
-            entry = entry.get("/Next")
-
-    printed = PdfWriter(clone_from=paper)
-    walk(printed.root_object["/Outlines"].get_object())
-    printed.write(paper)
 
 
 def find_browser() -> str:

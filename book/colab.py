@@ -1,6 +1,7 @@
-"""Install the library from the clone that holds this file, and go there. The first cell of a notebook runs it on Colab.
+"""Run on Colab by the first cell of a notebook: install the library, go there.
 
-PyTorch stays the one that is here: it fits this machine's GPU, and is large.
+The library comes from the clone that holds this file. PyTorch stays the one
+that is here: it fits this machine's GPU, and is large.
 """
 
 import importlib
@@ -13,15 +14,19 @@ from pathlib import Path
 import torch
 
 book = Path(__file__).resolve().parents[1]
-as_it_is = book / "_build" / "torch.txt"
-as_it_is.parent.mkdir(exist_ok=True)
-as_it_is.write_text("".join(f"{name}=={version(name)}\n" for name in ("torch", "torchvision")))
-pip = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", as_it_is, f"{book}[all]"]
-subprocess.run(pip, check=True)
+kept = book / "_build" / "torch.txt"
+kept.parent.mkdir(exist_ok=True)
+kept.write_text(
+    "".join(f"{it}=={version(it)}\n" for it in ("torch", "torchvision"))
+)
+pip = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", kept]
+subprocess.run([*pip, f"{book}[all]"], check=True)
 importlib.invalidate_caches()
 os.chdir(book)
 if torch.cuda.is_available():
     print("A GPU is here: profile = 'full' takes what the budget says.")
 else:
-    print("No GPU is here: profile = 'quick' runs in about a minute, and longer results are recorded ones.")
-    print("(Runtime > Change runtime type)")
+    print(
+        "No GPU is here: profile = 'quick' runs in about a minute, and longer"
+    )
+    print("results are recorded ones. (Runtime > Change runtime type)")

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from gl_core.training import records
 from glbook import fingerprint, notebooks, processes
@@ -31,10 +30,11 @@ class PageError(RuntimeError):
 def build() -> Path:
     """Build the book: execute every chapter in the `quick` profile and make pages of them. Returns the first page.
 
-    Works on a copy of `book/` in `_build/book` and leaves every other file as it is. What has not changed since the last
-    build is not made again: a chapter is executed when what its outputs depend on has changed (see `fingerprint`), and
-    keeps its outputs where only its prose has; pages are made when a chapter, the source of the library or `_config.yml`
-    has changed. Chapters are executed side by side, one a processor core. A second build waits for the first.
+    Works on a copy of `book/` in `_build/book` and leaves every other file as it is. What has not changed since the
+    last build is not made again: a chapter is executed when what its outputs depend on has changed (see `fingerprint`),
+    and keeps its outputs where only its prose has; pages are made when a chapter, the source of the library or
+    `_config.yml` has changed. Chapters are executed side by side, one a processor core. A second build waits for the
+    first.
 
     Raises:
         ChapterError: a chapter fails.
@@ -79,30 +79,35 @@ def _changed(root: Path, pages: Path) -> dict[str, str]:
     for chapter in notebooks.names():
         source, executed = json.loads(notebooks.find(chapter).read_text("utf-8")), pages / f"{chapter}.ipynb"
         key = fingerprint.chapter_key(source, around)
-        made = _read(executed)
-        if made is None or made["metadata"].get("glbook") != {"key": key}:
+        if _key(executed) == key:
+            _say(f"{chapter}: unchanged")
+            _take_prose(chapter, executed)
+        else:
             executed.unlink(missing_ok=True)
             changed[chapter] = key
-            continue
-        _say(f"{chapter}: unchanged")
-        cells = _with_outputs(source["cells"], made["cells"])
-        if cells != made["cells"]:
-            records.write_atomically(executed, json.dumps(made | {"cells": cells}, indent=1).encode())
     return changed
 
 
-def _read(notebook: Path) -> dict[str, Any] | None:
+def _key(executed: Path) -> str | None:
+    """The key that a chapter was executed with."""
     try:
-        return json.loads(notebook.read_text("utf-8"))
-    except (OSError, ValueError):
+        return json.loads(executed.read_text("utf-8"))["metadata"]["glbook"]["key"]
+    except (OSError, ValueError, KeyError):
         return None
 
 
-def _with_outputs(cells: list[dict[str, Any]], executed: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The cells of a chapter, with the outputs that its code cells, which are the same, had when they were executed."""
-    code = [cell for cell in executed if cell["cell_type"] == "code"]
-    outputs = iter(cell for cell in code if "injected-parameters" not in cell["metadata"].get("tags", []))
-    return [cell | {"outputs": next(outputs)["outputs"]} if cell["cell_type"] == "code" else cell for cell in cells]
+def _take_prose(chapter: str, executed: Path) -> None:
+    """Give an executed chapter the present prose of its source; its code cells are the same, and keep their outputs."""
+    before = executed.read_text("utf-8")
+    made, source = json.loads(before), json.loads(notebooks.find(chapter).read_text("utf-8"))
+    code = [cell for cell in made["cells"] if cell["cell_type"] == "code"]
+    outputs = iter(cell["outputs"] for cell in code if "injected-parameters" not in cell["metadata"].get("tags", []))
+    for cell in source["cells"]:
+        if cell["cell_type"] == "code":
+            cell["outputs"] = next(outputs)
+    after = json.dumps(made | {"cells": source["cells"]}, indent=1)
+    if after != before:
+        records.write_atomically(executed, after.encode())
 
 
 def _execute(chapters: dict[str, str], pages: Path) -> None:
@@ -135,9 +140,9 @@ def _begin(parent: int, threads: int) -> None:
 
 
 def _execute_one(chapter: str, key: str, pages: Path) -> tuple[str, float]:
-    started = time.monotonic()
-    stamp = {"key": key}
-    notebooks.execute(chapter, {"profile": "quick"}, pages / f"{chapter}.ipynb", stamp=stamp, progress=False)
+    started, executed = time.monotonic(), pages / f"{chapter}.ipynb"
+    notebooks.execute(chapter, {"profile": "quick"}, executed, stamp={"key": key}, progress=False)
+    _take_prose(chapter, executed)
     return chapter, time.monotonic() - started
 
 

@@ -1,8 +1,8 @@
 """What the outputs of a chapter depend on, as one hash: a chapter is executed again when it changes, and only then.
 
 It is made of the chapter's own code cells, the modules of the library that they import, directly or not, the recorded
-results, the tables in `book/`, and the versions of Python and of the packages that the project names. Prose, docstrings and
-comments of modules are left out: they cannot change an output.
+results, the tables in `book/`, and the versions of Python and of the packages that the project names. Prose, and the
+docstrings and comments of modules, are left out: they cannot change an output.
 """
 
 import ast
@@ -15,7 +15,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-__all__ = ["chapter_key", "files", "hashed", "imported", "modules_behind", "package_versions", "source_files", "surroundings"]
+__all__ = [
+    "chapter_key",
+    "files",
+    "hashed",
+    "imported",
+    "modules_behind",
+    "package_versions",
+    "source_files",
+    "surroundings",
+]
 
 FOLDER = Path(__file__).resolve().parents[1]
 PACKAGES = ("gl_core", "glbook")

@@ -61,7 +61,7 @@ def execute(
         chapter: its name.
         given: parameters, see `check_parameters`.
         output: the executed notebook.
-        session: an identifier that the records written by the chapter carry (see `gl_core.training.records.new_record`).
+        session: an identifier that the records written by the chapter carry (see `gl_core.training.records`).
         stamp: what to write into the executed notebook's metadata, under "glbook".
         whole: execute all cells, not only those that `lean` keeps.
         progress: show the chapter's progress on standard error.

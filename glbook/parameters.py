@@ -1,7 +1,7 @@
 """The parameters of a chapter: what its `parameters` cell declares, values from the command line, and their check.
 
-A chapter declares `name: type = default`, in the cell tagged `parameters`. The types are those of Python, checked by pydantic
-as they stand: a whole number may stand for a float, nothing else is converted.
+A chapter declares `name: type = default`, in the cell tagged `parameters`. The types are those of Python, checked by
+pydantic as they stand: a whole number may stand for a float, nothing else is converted.
 """
 
 import ast
@@ -47,7 +47,7 @@ class Parameter:
         return True
 
     def check(self, value: Any) -> Any:
-        """The value with the declared type. Raises ValueError, naming parameter, value and type, if it is of another."""
+        """The value with the declared type. Raises ValueError, naming name, value and type, if it is of another."""
         try:
             return self._adapter.validate_python(value)
         except ValidationError:
@@ -80,7 +80,7 @@ def parameters(chapter: str) -> dict[str, Parameter]:
 def parse_value(text: str, parameter: Parameter) -> Any:
     """A value from the command line. What is declared a string stays one; all else is read as YAML: 30, 1e-3, [1, 2].
 
-    "none" and "null" give None where that is allowed, but "none" is a word where no setting is None: the augmentation "none".
+    "none" and "null" give None where that is allowed, but "none" is a word where no setting is None (augmentation).
 
     >>> parse_value("1e-3", Parameter("learning_rate", float, None))
     0.001
@@ -100,8 +100,8 @@ def parse_value(text: str, parameter: Parameter) -> Any:
 def read_yaml(text: str) -> Any:
     """What a text in YAML says, with numbers and words as YAML 1.2 has them; a key given twice is refused.
 
-    Of YAML 1.1, which PyYAML reads, this leaves out that 010 is eight, 1:30 is ninety and `no` is false: these are strings,
-    and a parameter that is a number refuses them.
+    Of YAML 1.1, which PyYAML reads, this leaves out that 010 is eight, 1:30 is ninety and `no` is false: these are
+    strings, and a parameter that is a number refuses them.
 
     Raises:
         ValueError: the text is not YAML, or gives a key twice.

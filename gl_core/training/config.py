@@ -207,8 +207,8 @@ class Config:
         """Settings from a chapter's parameters, as `Config.resolve(**parameters)`; other names are passed over.
 
         Raises:
-            ValueError: as `resolve` does, and for a parameter that the chapter declares a list or a mapping and that is a
-                string, as papermill's option -p makes it.
+            ValueError: as `resolve` does, and for a string where the chapter declares a list or a mapping: papermill's
+                option -p makes one of it.
         """
         for name, declared in parameters.get("__annotations__", {}).items():
             value = parameters.get(name)

@@ -16,7 +16,7 @@ __all__ = ["add_commands"]
 
 
 def add_commands(parser: argparse.ArgumentParser) -> None:
-    """Give `parser` the four subcommands; each sets `command`, a function of the options that returns the exit status."""
+    """Give the parser of `glbook data` its four commands."""
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, function, text in (
         ("list", _list, "List the data sets: licence, images, how to get them."),
@@ -124,9 +124,8 @@ def _pack(options: argparse.Namespace) -> int:
     dataset, folder = _loaded(options), _folder(options)
     path = folder / f"{options.name}-{height}x{width}.pack"
     need, free = pack_bytes(dataset, height, width), shutil.disk_usage(folder if folder.is_dir() else os.curdir).free
-    print(
-        f"{path}: {need / 1e9:.2f} GB for {len(dataset):,} images of {height} x {width} pixels; {free / 1e9:.0f} GB are free"
-    )
+    images = f"{len(dataset):,} images of {height} x {width} pixels"
+    print(f"{path}: {need / 1e9:.2f} GB for {images}; {free / 1e9:.0f} GB are free")
     if need > free:
         raise OSError(f"{path}: does not fit the disk")
     if not options.yes:

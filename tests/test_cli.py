@@ -102,8 +102,16 @@ BAD = {
         ["run", "training", "-p", "epoch", "3"],
         r"epoch: chapter 'training' has no such parameter",
     ),
-    "another type": (["run", "training", "-p", "epochs", "many"], r"epochs='many': must be int, not str"),
-    "a value out of range": (["run", "training", "-p", "temperature", "-1"], r"temperature=-1\.0: must be above 0"),
+    "another type": (["run", "training", "-p", "epochs", "many"], r"epochs='many': must be a whole number"),
+    "a number that YAML would misread": (
+        ["run", "training", "-p", "epochs", "010"],
+        r"epochs='010': must be a whole number",
+    ),
+    "a parameter given twice": (["run", "training", "-p", "seed", "1", "-p", "seed", "2"], r"-p seed: is given twice"),
+    "a value out of range": (
+        ["run", "training", "-p", "temperature", "-1"],
+        r"temperature=-1(\.0)?: must be a number above 0",
+    ),
     "an unknown data set": (
         ["run", "training", "-p", "dataset", "imagenet"],
         r"dataset='imagenet': must be one of glyphs, ",
@@ -143,7 +151,7 @@ def test_bad_input_gives_one_line_and_leaves_nothing(book, monkeypatch, capfd, a
 def test_bad_input_to_the_real_command(book):
     done = glbook(book, "run", "training", "-p", "epochs", "many")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "glbook: epochs='many': must be int, not str\n"
+    assert done.stderr == "glbook: epochs='many': must be a whole number\n"
 
 
 def spoil(folder, what: str) -> None:

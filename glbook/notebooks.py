@@ -30,8 +30,10 @@ __all__ = [
 class ChapterError(RuntimeError):
     """A chapter stopped at an error of its own.
 
-    `ename` and `evalue` are the error's type and message, `path` is the notebook as far as it was executed, with the
-    traceback.
+    Attributes:
+        chapter: its name.
+        ename, evalue: the error's type and message.
+        path: the notebook as far as it was executed, with the traceback.
     """
 
     def __init__(self, chapter: str, ename: str, evalue: str, path: Path) -> None:
@@ -52,10 +54,10 @@ def execute(
     whole: bool = True,
     progress: bool = True,
 ) -> Path:
-    """Execute a chapter with papermill in this Python, in the current folder. Returns `output`, the executed notebook.
+    """Execute a chapter with papermill in this Python, in the current folder.
 
-    The file appears when the chapter has ended, well or with an error; where the run is interrupted, none is left. The
-    cell that papermill injects is hidden on pages.
+    The executed notebook appears when the chapter has ended, well or with an error; where the run is interrupted, none
+    is left. The cell that papermill injects is hidden on pages.
 
     Args:
         chapter: its name.
@@ -66,8 +68,13 @@ def execute(
         whole: execute all cells, not only those that `lean` keeps.
         progress: show the chapter's progress on standard error.
 
-    Raises ValueError as `check_parameters` does, ChapterError if the chapter fails, OSError if the notebook cannot be
-    written.
+    Returns:
+        `output`.
+
+    Raises:
+        ValueError: as `check_parameters` does.
+        ChapterError: the chapter fails.
+        OSError: the notebook cannot be written.
     """
     import nbformat
     import papermill

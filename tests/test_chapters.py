@@ -10,7 +10,7 @@ import nbformat
 import pytest
 from stub_book import PARAMETERS, ROOT, chapter_of, make_book
 
-from glbook import notebooks
+from glbook import chapters, notebooks
 
 # An environment in which nobody has activated anything but this Python's folder of commands.
 ENVIRONMENT = os.environ | {"PATH": os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]}
@@ -30,12 +30,20 @@ def stream(notebook) -> str:
 
 
 def test_a_chapter_is_found_by_name(book):
-    assert notebooks.names() == ["training"]
-    assert notebooks.find("training") == book / "book" / "training.ipynb"
+    assert chapters.names() == ["training"]
+    assert chapters.find("training") == book / "book" / "training.ipynb"
     with pytest.raises(ValueError, match=r"chapter='trainnig': must be one of training; did you mean 'training'\?"):
-        notebooks.find("trainnig")
+        chapters.find("trainnig")
     with pytest.raises(ValueError, match=r"chapter='\.\./training'"):
-        notebooks.find("../training")
+        chapters.find("../training")
+
+
+def test_a_chapter_begins_in_the_folder_of_a_book_or_says_so(book, tmp_path, monkeypatch):
+    """Installed apart from the book, the library does not know where it is."""
+    chapters.begin()
+    monkeypatch.setattr("gl_core.training.records.project_root", lambda: tmp_path)
+    with pytest.raises(ValueError, match="is not in the book's folder; go there, or give papermill --cwd FOLDER"):
+        chapters.begin()
 
 
 def execute(source: str, given: dict, output, **options):

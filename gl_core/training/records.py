@@ -40,7 +40,7 @@ def project_root() -> Path:
     directory.
     """
     here = Path.cwd()
-    for folder in (here, *here.parents, Path(__file__).resolve().parents[2]):
+    for folder in (here, *here.parents, Path(__file__).resolve().parents[1]):
         # A built copy of the book lies inside the book; its folder has no configuration.
         if (folder / "_config.yml").is_file() and (folder / "book").is_dir():
             return folder

@@ -121,7 +121,9 @@ def _execute(chapters: dict[str, str], pages: Path) -> None:
         workers, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(os.getpid(), cores // workers)
     )
     with pool:
-        jobs = [pool.submit(_execute_one, chapter, key, pages) for chapter, key in chapters.items()]
+        # The long ones first, so that none is left to run alone at the end.
+        longest = sorted(chapters, key=lambda chapter: -notebooks.find(chapter).stat().st_size)
+        jobs = [pool.submit(_execute_one, chapter, chapters[chapter], pages) for chapter in longest]
         try:
             for done, job in enumerate(as_completed(jobs), 1):
                 chapter, seconds = job.result()

@@ -129,6 +129,7 @@ BAD = {
     ),
     "another purpose": (["run", "training", "--keep", "forever"], r"argument --keep: invalid choice: 'forever'"),
     "records that are not there": (["results", "--root", "nowhere"], r"--root nowhere: there is no such folder"),
+    "an empty folder's name": (["results", "--root", ""], r"argument --root: must not be empty"),
     "a book that is not built": (["serve"], r"_build/html: there is no book yet"),
 }
 

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from glbook.commands import a_path
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -30,7 +32,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
             continue
         added.add_argument("name", metavar="NAME", help="cub, cars196, sop, ...")
         added.add_argument(
-            "--root", type=Path, metavar="DIR", help="the folder of the data set (data/NAME of the book)"
+            "--root", type=a_path, metavar="DIR", help="the folder of the data set (data/NAME of the book)"
         )
         if name == "pack":
             added.add_argument(

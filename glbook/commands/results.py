@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from glbook.commands import a_path
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -13,7 +15,7 @@ __all__ = ["add_results", "all_runs", "as_text", "results"]
 def add_results(parser: argparse.ArgumentParser) -> None:
     """Give the parser of `glbook results` its arguments."""
     parser.add_argument(
-        "--root", type=Path, metavar="DIR", help="a folder of records (data/results and _build/results)"
+        "--root", type=a_path, metavar="DIR", help="a folder of records (data/results and _build/results)"
     )
     for name in ("chapter", "dataset", "method"):
         parser.add_argument(f"--{name}", metavar="NAME", help=f"only runs of this {name}")

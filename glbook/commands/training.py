@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glbook.commands import short
+from glbook.commands import a_path, short
 from glbook.commands.results import all_runs, as_text
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     """Give the parser of `glbook run` its arguments."""
     parser.add_argument("chapter", metavar="CHAPTER", help="training, task, ...")
     add_train(parser)
-    parser.add_argument("--output", type=Path, metavar="DIR", help="where the executed notebook goes (_build/runs)")
+    parser.add_argument("--output", type=a_path, metavar="DIR", help="where the executed notebook goes (_build/runs)")
 
 
 def add_train(parser: argparse.ArgumentParser) -> None:

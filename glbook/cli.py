@@ -68,37 +68,13 @@ GOES_ON = "interrupted; the same command goes on"
 AFTER_EPOCH = f"{GOES_ON} after the last finished epoch"
 # Name, function, what adds its arguments, what it does, what is said on Ctrl-C.
 COMMANDS = (
-    (
-        "run",
-        training.run,
-        training.add_run,
-        "Execute a chapter with parameters; keep notebook and records.",
-        AFTER_EPOCH,
-    ),
-    (
-        "train",
-        training.train,
-        training.add_train,
-        "Train and evaluate without a notebook; torchrun may start it.",
-        AFTER_EPOCH,
-    ),
+    ("run", training.run, training.add_run, "Execute a chapter; keep the notebook and the records.", AFTER_EPOCH),
+    ("train", training.train, training.add_train, "Train without a notebook; torchrun may start it.", AFTER_EPOCH),
     ("results", results.results, results.add_results, "List the records of runs, one line a run.", "interrupted"),
     ("sweep", sweep.run, sweep.add_arguments, "Make the runs that a file describes, each once.", GOES_ON),
-    (
-        "tune",
-        sweep.tune,
-        sweep.add_tuning_arguments,
-        "Look for settings of a method on held-out training classes.",
-        GOES_ON,
-    ),
+    ("tune", sweep.tune, sweep.add_tuning_arguments, "Look for settings on held-out training classes.", GOES_ON),
     ("embed", search.embed, search.add_embed, "Embed images by a trained network, into a file.", "interrupted"),
-    (
-        "search",
-        search.search,
-        search.add_search,
-        "Find the images of a folder nearest to others.",
-        f"{GOES_ON} where it was",
-    ),
+    ("search", search.search, search.add_search, "Find the images of a folder nearest to others.", GOES_ON),
     ("book", pages.book, None, "Execute what has changed and build the pages.", GOES_ON),
     ("pdf", pages.pdf, None, "Print the book into one PDF, by Chromium.", GOES_ON),
     ("serve", pages.serve, pages.add_serve, "Show the built book in a browser.", "ended"),

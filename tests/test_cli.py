@@ -112,14 +112,6 @@ BAD = {
         ["run", "training", "-p", "temperature", "-1"],
         r"temperature=-1(\.0)?: must be a number above 0",
     ),
-    "an unknown data set": (
-        ["run", "training", "-p", "dataset", "imagenet"],
-        r"dataset='imagenet': must be one of glyphs, ",
-    ),
-    "an unknown method": (
-        ["run", "training", "-p", "method", "tripled"],
-        r"method='tripled': must be one of group_loss, ",
-    ),
     "data that are not there": ([*TRAIN, "nowhere"], r"root=nowhere: nothing is there"),
     "an empty folder": ([*TRAIN, "empty"], r"empty.*"),
     "no data at all": (["run", "training", "-p", "dataset", "folder"], r"data_root"),

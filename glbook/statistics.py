@@ -1,12 +1,13 @@
 """Recorded runs compared: differences between settings or methods, seed by seed, with interval and p-value.
 
-Runs with the same seed share their initial weights, the order of their batches and the augmentation, so what they have in
-common cancels in their difference. The mean of these differences over n seeds is judged by the paired t-test; its interval is
+Runs with the same seed share their initial weights, the order of their batches and the augmentation, so what they have
+in common cancels in their difference. The mean of these differences over n seeds is judged by the paired t-test; its
+interval is
 
     mean ± t(0.975, n - 1) · std / √n
 
-which holds if the seeds are independent and their differences roughly normal. With two or three seeds it is wide: so few runs
-can tell no more.
+which holds if the seeds are independent and their differences roughly normal. With two or three seeds it is wide: so
+few runs can tell no more.
 """
 
 import math
@@ -67,14 +68,15 @@ def compare(
         by: the column or setting that makes the groups.
         metric: a column; fractions are given in percent, their differences in points.
         within: further settings. Each combination of their values is compared with the reference's runs of the same
-            combination, and a seed's difference is the mean over the combinations that both groups have with every seed.
+            combination, and a seed's difference is the mean over the combinations that both groups have with every
+            seed.
 
     Returns:
         One row a group with
 
         - "mean" and "std" over its runs, and "runs", their number;
-        - "difference": the mean over the shared seeds of group minus reference; "margin": half the width of its 95 % interval;
-          "seeds": how many seeds both have; "differences": that of each of them;
+        - "difference": the mean over the shared seeds of group minus reference; "margin": half the width of its 95 %
+          interval; "seeds": how many seeds both have; "differences": that of each of them;
         - "p": of the paired t-test, corrected by Holm's method for the number of groups;
         - "verdict": "ahead" or "behind" where p < 0.05, else "undecided".
 
@@ -108,7 +110,7 @@ def compare(
 
 
 def as_table(compared: "pd.DataFrame", metric: str = "R@1") -> "pd.DataFrame":
-    """The result of `compare` as text for a page: the best mean first, single runs marked, p after Holm's correction."""
+    """The result of `compare` as text for a page: the best mean first, single runs marked."""
     import pandas as pd
 
     rows = {}
@@ -143,7 +145,7 @@ def comparison_table(
 
 
 def search_table(studies: "Mapping[str, Study]") -> "pd.DataFrame":
-    """A search for hyperparameters as text for a page: a row for each method of `glbook.tuning.studies`, scores in percent."""
+    """The studies of `glbook.tuning.studies` as text for a page: a row for each method, scores in percent."""
     import numpy as np
     import pandas as pd
 
@@ -190,7 +192,7 @@ def _paired(own: "pd.Series", base: "pd.Series") -> dict[str, Any]:
 
 
 def _by_shared_seed(differences: "pd.Series") -> "pd.Series":
-    """The difference of each seed; with several cells the mean over those that all seeds have, or seeds would differ by cells."""
+    """The difference of each seed; with several cells the mean over those that all seeds have."""
     if differences.index.nlevels == 1:
         return differences.dropna()
     by_cell = differences.unstack("seed")

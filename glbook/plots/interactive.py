@@ -1,7 +1,7 @@
 """Figures that answer to the reader in the rendered book, and are still pictures wherever its scripts are not.
 
-The scripts lie in the book's `_static` folder. What they need is in the figure's own HTML, so nothing is fetched; the still
-picture inside is replaced when they start, and stays where they do not.
+The scripts lie in the book's `_static` folder. What they need is in the figure's own HTML, so nothing is fetched; the
+still picture inside is replaced when they start, and stays where they do not.
 """
 
 import base64
@@ -42,8 +42,9 @@ def simplex_playground(
 ) -> "HTML":
     """Replicator dynamics of a few images over three classes: similarities, starts and iterations can be moved.
 
-    One-hot rows of `assignments` are anchors; they are drawn as squares and stay where they are. `labels` (0, 1 or 2) give
-    each image its colour, `names` what it is called. `alt` says in words what the still picture shows, `caption` what to find.
+    One-hot rows of `assignments` are anchors; they are drawn as squares and stay where they are. `labels` (0, 1 or 2)
+    give each image its colour, `names` what it is called. `alt` says in words what the still picture shows, `caption`
+    what to find.
 
     Raises ValueError if the shapes disagree.
     """
@@ -85,7 +86,8 @@ def embedding_explorer(
 
     Args:
         maps: coordinates of the images, by the name of the map; the last is shown first.
-        neighbours: for each map, the positions of each image's nearest neighbours in the embedding itself, nearest first.
+        neighbours: for each map, the positions of each image's nearest neighbours in the embedding itself, nearest
+            first.
         labels: classes of the images, positions in `class_names`.
         images: PIL images or arrays, one an image; small ones suffice.
         alt: in words, what the still picture shows.

@@ -70,7 +70,7 @@ def assignments_heatmap(
         size = np.clip(260 / len(X), 4, 60)
         ax.scatter(as_array(labels), range(len(X)), s=size, facecolors="none", edgecolors=WRONG, linewidths=0.9)
     if anchors is not None:
-        ax.set_yticks(range(len(X)), [f"A {i}" if a else str(i) for i, a in enumerate(as_array(anchors))], fontsize=7)
+        ax.set_yticks(range(len(X)), [f"A {i}" if a else str(i) for i, a in enumerate(as_array(anchors))], fontsize=8)
     if colorbar:
         ax.figure.colorbar(picture, ax=ax, label="$X_{ic}$", shrink=0.85)
     return ax.figure

@@ -1,4 +1,4 @@
-"""Figures of results: curves over epochs, grids of settings, methods compared. Drawn by seaborn, which is imported when used."""
+"""Figures of results, drawn by seaborn: curves over epochs, grids of settings, methods compared."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -33,11 +33,12 @@ def learning_curves(
     ax: Axes | None = None,
     title: str | None = None,
 ) -> Figure:
-    """A quantity over the epochs: the mean over runs as a line, one standard deviation as a band, each run as a thin line.
+    """A quantity over the epochs: the mean over runs as a line, one standard deviation as a band, each run as a thin
+    line.
 
     Args:
-        source: one history (a list of dicts, as `Run.history`), a list of histories, a mapping from a name to either, or a
-            table of runs, grouped by the column or setting `by`.
+        source: one history (a list of dicts, as `Run.history`), a list of histories, a mapping from a name to either,
+            or a table of runs, grouped by the column or setting `by`.
         y: the quantity; fractions are shown in percent. Entries without it are passed over.
         part: "history" or "selection", the column of a table that holds the histories.
         x: what runs to the right.
@@ -111,7 +112,8 @@ def metric_grid(
         for each in (lambda values: _scale(value) * values.mean(), lambda values: _cell(values, _scale(value)))
     )
     ax = panels(size=(1.6 + 1.05 * mean.shape[1], 1.2 + 0.62 * mean.shape[0]))[1] if ax is None else ax
-    # A cell that fails altogether would leave one colour for all others: it is shown as the palest, and its number says the rest.
+    # A cell that fails altogether would leave one colour for all others: it is shown as the palest, and its number says
+    # the rest.
     lowest, high, middle = np.nanmin(mean), np.nanmax(mean), np.nanmedian(mean)
     low = max(lowest, middle - 4 * (high - middle)) if high > middle else lowest
     bar = {"label": _label(value), "extend": "min" if low > lowest else "neither"}
@@ -193,7 +195,6 @@ def differences(
 
     Filled dots are differences that the seeds decide.
     """
-    import seaborn as sns
 
     from glbook.statistics import mean_interval
 
@@ -226,7 +227,9 @@ def comparison(table: "pd.DataFrame", *, by: str = "method", metrics: Sequence[s
     data = runs.columns(table, by, *metrics)
     data[by] = data[by].map(spoken)
     order = data[by].unique().tolist()
-    figure, axes = panels(1, len(metrics), size=(6.6 / len(metrics), 0.9 + 0.5 * len(order)), sharey=True, squeeze=False)
+    figure, axes = panels(
+        1, len(metrics), size=(6.6 / len(metrics), 0.9 + 0.5 * len(order)), sharey=True, squeeze=False
+    )
     for ax, metric in zip(axes[0], metrics, strict=True):
         data[metric] *= _scale(metric)
         for group, colour in zip(order, colours(len(order)), strict=True):

@@ -92,4 +92,3 @@ def shortened(name: Any, length: int = 22) -> str:
     """A name cut to at most `length` characters, with an ellipsis where something is missing."""
     text = str(name)
     return text if len(text) <= length else text[: length - 1] + "…"
-

@@ -11,6 +11,7 @@ few runs can tell no more.
 """
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -33,11 +34,9 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     >>> round(low, 2), round(high, 2)
     (-0.48, 4.48)
     """
-    from scipy import stats
-
     if len(values) < 2:
         return math.nan, math.nan
-    low, high = stats.ttest_1samp(values, 0).confidence_interval(LEVEL)
+    low, high = _t_test(values).confidence_interval(LEVEL)
     return float(low), float(high)
 
 
@@ -173,15 +172,11 @@ def _by_seed(table: "pd.DataFrame", by: Sequence[str], metric: str) -> "pd.Serie
 
 def _paired(own: "pd.Series", base: "pd.Series") -> dict[str, Any]:
     """The paired t-test of two groups over the seeds that they share, which is that of their differences against 0."""
-    from scipy import stats
-
     shared = _by_shared_seed(own - base)
     low, high = mean_interval(shared)
-    if len(shared) < 2:
-        p = math.nan
-    else:
-        # Where no seed shows a difference t is 0 / 0.
-        p = float(stats.ttest_1samp(shared, 0).pvalue) if shared.any() else 1.0
+    p = math.nan
+    if len(shared) > 1:
+        p = float(_t_test(shared).pvalue) if shared.any() else 1.0  # without any difference t is 0 / 0
     return {
         "difference": shared.mean(),
         "margin": (high - low) / 2,
@@ -189,6 +184,16 @@ def _paired(own: "pd.Series", base: "pd.Series") -> dict[str, Any]:
         "differences": shared.tolist(),
         "p": p,
     }
+
+
+def _t_test(values: Sequence[float]) -> Any:
+    """The t-test of a sample against 0."""
+    from scipy import stats
+
+    with warnings.catch_warnings():
+        # It warns of values that are equal up to rounding; their interval has no width, which says as much.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return stats.ttest_1samp(values, 0)
 
 
 def _by_shared_seed(differences: "pd.Series") -> "pd.Series":

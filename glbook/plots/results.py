@@ -74,7 +74,7 @@ def learning_curves(
     for style, (name, value) in zip(("--", ":", "-.") * len(reference or ()), (reference or {}).items(), strict=False):
         ax.axhline(scale * value, color=QUIET, linestyle=style, linewidth=1.2, label=name)
     ax.set(xlabel=x, ylabel=_label(y))
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
     if named or reference:
         ax.legend()
     if title:

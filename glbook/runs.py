@@ -5,6 +5,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,11 +50,10 @@ def spoken(value: Any) -> str:
     >>> spoken("num_anchors"), spoken("group_loss"), spoken(10.0), spoken(True)
     ('number of anchors', 'group loss', '10', 'yes')
     """
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if not isinstance(value, str):
+    if isinstance(value, Real) and not isinstance(value, bool):
         return f"{value:g}"
-    return f"number of {value[4:]}" if value.startswith("num_") else value.replace("_", " ")
+    text = {"True": "yes", "False": "no"}.get(str(value), str(value))
+    return f"number of {text[4:]}" if text.startswith("num_") else text.replace("_", " ")
 
 
 def as_table(records: Sequence[Mapping[str, Any]]) -> "pd.DataFrame":

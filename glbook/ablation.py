@@ -138,7 +138,7 @@ def run(
 
 
 def as_table(records: Iterable[dict[str, Any] | str | Path]) -> "pd.DataFrame":
-    """The rows of the ablations in these records, or files of records: dataset, seed, kind, strategy, seconds, metrics."""
+    """The rows of the ablations in these records, or in these files of records, with data set, seed and metrics."""
     import pandas as pd
 
     columns, rows = ["kind", "strategy", "seconds"], []

@@ -194,8 +194,8 @@ def spread_table(
     Args:
         table: recorded runs, as from `load_runs`.
         by: a column of the table or a setting of the runs' configurations, or a list of them.
-        metrics: columns; fractions are shown in percent. The standard deviation is that of a sample (divisor n - 1); a single
-            run has none, and is marked.
+        metrics: columns; fractions are shown in percent. The standard deviation is that of a sample (divisor n - 1); a
+            single run has none, and is marked.
     """
     by = [by] if isinstance(by, str) else list(by)
     grouped = columns(table, *by, *metrics).groupby(by, sort=False, dropna=False)

@@ -50,7 +50,12 @@ def show_batch(
 ) -> Figure:
     """A batch with one row a class; anchors are framed and marked with an A.
 
-    `class_names` is indexed by label; without it rows are named by the label.
+    Args:
+        images: n images (see `image_grid`).
+        labels: their classes.
+        class_names: indexed by label; without it rows are named by the label.
+        anchors: which images are anchors; none if not given.
+        size: inches of a side.
     """
     labels = as_array(labels)
     anchors = np.zeros(len(labels), bool) if anchors is None else as_array(anchors)

@@ -28,7 +28,6 @@ def learning_curves(
     by: str = "method",
     part: str = "history",
     x: str = "epoch",
-    reference: Mapping[str, float] | None = None,
     marker: str | None = "o",
     ax: Axes | None = None,
     title: str | None = None,
@@ -42,7 +41,6 @@ def learning_curves(
         y: the quantity; fractions are shown in percent. Entries without it are passed over.
         part: "history" or "selection", the column of a table that holds the histories.
         x: what runs to the right.
-        reference: values for level lines, by name.
         marker: of each value of the mean; None for a plain line.
         ax: where to draw; a new figure if not given.
 
@@ -71,11 +69,9 @@ def learning_curves(
     sns.lineplot(**shared, errorbar="sd", marker=marker, markersize=3.5, markeredgewidth=0, legend=named)
     if data.groupby("name")["run"].nunique().max() > 1:
         sns.lineplot(**shared, units="run", estimator=None, alpha=0.35, linewidth=0.7, legend=False)
-    for style, (name, value) in zip(("--", ":", "-.") * len(reference or ()), (reference or {}).items(), strict=False):
-        ax.axhline(scale * value, color=QUIET, linestyle=style, linewidth=1.2, label=name)
     ax.set(xlabel=x, ylabel=_label(y))
     ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
-    if named or reference:
+    if named:
         ax.legend()
     if title:
         ax.set_title(title)
@@ -90,8 +86,6 @@ def metric_grid(
     value: str = "R@1",
     rows: Sequence | None = None,
     across: Sequence | None = None,
-    ax: Axes | None = None,
-    title: str | None = None,
 ) -> Figure:
     """A metric over two settings: each cell shows the mean over runs ± one standard deviation; a single run is marked.
 
@@ -102,7 +96,6 @@ def metric_grid(
         value: the metric; fractions are shown in percent.
         rows: values of `index`, in order; those of the table if not given. Cells without runs stay empty.
         across: values of `columns`, likewise.
-        ax: where to draw; a new figure if not given.
     """
     import seaborn as sns
 
@@ -111,7 +104,7 @@ def metric_grid(
         cells.agg(each).unstack(columns).reindex(index=rows, columns=across)
         for each in (lambda values: _scale(value) * values.mean(), lambda values: _cell(values, _scale(value)))
     )
-    ax = panels(size=(1.6 + 1.05 * mean.shape[1], 1.2 + 0.62 * mean.shape[0]))[1] if ax is None else ax
+    figure, ax = panels(size=(1.6 + 1.05 * mean.shape[1], 1.2 + 0.62 * mean.shape[0]))
     # A cell that fails altogether would leave one colour for all others: it is shown as the palest, and its number says
     # the rest.
     lowest, high, middle = np.nanmin(mean), np.nanmax(mean), np.nanmedian(mean)
@@ -124,9 +117,7 @@ def metric_grid(
     ax.tick_params(length=0, labelrotation=0)
     ax.set(xlabel=spoken(columns), ylabel=spoken(index))
     ax.grid(False)
-    if title:
-        ax.set_title(title)
-    return ax.figure
+    return figure
 
 
 def setting_curve(
@@ -137,7 +128,6 @@ def setting_curve(
     by: str | None = None,
     log: bool = False,
     ax: Axes | None = None,
-    title: str | None = None,
 ) -> Figure:
     """A metric over the values of a setting: dots for the mean over runs with its 95 % interval, a ring for each run.
 
@@ -177,14 +167,10 @@ def setting_curve(
     ax.set(xlabel=spoken(setting), ylabel=_label(metric))
     if by is not None:
         ax.legend(title=spoken(by))
-    if title:
-        ax.set_title(title)
     return ax.figure
 
 
-def differences(
-    compared: "pd.DataFrame", reference: str, *, metric: str = "R@1", ax: Axes | None = None, title: str | None = None
-) -> Figure:
+def differences(compared: "pd.DataFrame", reference: str, *, metric: str = "R@1", ax: Axes | None = None) -> Figure:
     """Groups against a reference: a dot for the mean difference with its 95 % interval, a ring for each seed.
 
     Args:
@@ -211,8 +197,6 @@ def differences(
         )
     unit = f"{metric}, points" if runs.is_fraction(metric) else metric
     ax.set(xlabel=f"difference to {reference}\n({unit})", ylabel="", ylim=(len(order) - 0.4, -0.6))
-    if title:
-        ax.set_title(title)
     return ax.figure
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ __all__ = [
     "read_records",
     "recorded",
     "setting",
+    "spoken",
     "spread_table",
 ]
 
@@ -42,16 +44,28 @@ def is_fraction(metric: str) -> bool:
     return _FRACTION.search(metric) is not None
 
 
+def spoken(value: Any) -> str:
+    """A setting or its value as pages write it: without underscores, numbers as short as they can be.
+
+    >>> spoken("num_anchors"), spoken("group_loss"), spoken(10.0), spoken(True)
+    ('number of anchors', 'group loss', '10', 'yes')
+    """
+    if isinstance(value, Real) and not isinstance(value, bool):
+        return f"{value:g}"
+    text = {"True": "yes", "False": "no"}.get(str(value), str(value))
+    return f"number of {text[4:]}" if text.startswith("num_") else text.replace("_", " ")
+
+
 def as_table(records: Sequence[Mapping[str, Any]]) -> "pd.DataFrame":
-    """Records of live runs (`Run.record`) as a table with the columns of `glbook.runs.load_runs`."""
+    """Records of live runs (`Run.record`) as a table with the columns of `load_runs`."""
     import pandas as pd
 
     rows = []
     for record in records:
-        row = {name: record.get(name) for name in COLUMNS} | dict(record.get("metrics", {}))
+        row = {name: record.get(name) for name in COLUMNS} | record.get("metrics", {})
         row |= {f"untrained {name}": value for name, value in record.get("untrained", {}).items()}
         rows.append(row | {name: record.get(name) for name in ("history", "selection", "versions")})
-    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=COLUMNS)
+    return pd.DataFrame(rows, columns=None if rows else COLUMNS)
 
 
 def recorded(
@@ -150,9 +164,10 @@ def setting(config: Mapping[str, Any], name: str) -> Any:
 
 
 def columns(table: "pd.DataFrame", *names: str) -> "pd.DataFrame":
-    """Columns of a table of runs; what is no column is looked up as a setting in each configuration.
+    """Columns of a table of runs, by name; a name that is no column is looked up as a setting in each configuration.
 
-    Raises ValueError, naming it, for what is neither, and for an empty table.
+    Raises:
+        ValueError: for a name that is neither, and for an empty table.
     """
     import pandas as pd
 
@@ -174,25 +189,25 @@ def columns(table: "pd.DataFrame", *names: str) -> "pd.DataFrame":
 def spread_table(
     table: "pd.DataFrame", by: str | Sequence[str] = "method", metrics: Sequence[str] = ("R@1", "MAP@R")
 ) -> "pd.DataFrame":
-    """Mean ± standard deviation over runs, fractions in percent: one row a group, as text, with the number of runs.
+    """Mean ± standard deviation over runs as text: one row a group, with the number of its runs.
 
-    `by` is a column of the table of runs or a setting of its configurations, or a list of them. The standard deviation
-    is that of a sample (divisor n - 1); a single run has none, and is marked.
+    Args:
+        table: recorded runs, as from `load_runs`.
+        by: a column of the table or a setting of the runs' configurations, or a list of them.
+        metrics: columns; fractions are shown in percent. The standard deviation is that of a sample (divisor n - 1); a
+            single run has none, and is marked.
     """
-    import pandas as pd
-
     by = [by] if isinstance(by, str) else list(by)
-    data = columns(table, *by, *metrics)
-    rows = []
-    for keys, group in data.groupby(by, sort=False, dropna=False):
-        row = dict(zip(by, keys, strict=True)) | {"runs": len(group)}
-        for metric in metrics:
-            row[f"{metric} (%)" if is_fraction(metric) else metric] = _mean_and_spread(group[metric].dropna(), metric)
-        rows.append(row)
-    return pd.DataFrame(rows).set_index(by)
+    grouped = columns(table, *by, *metrics).groupby(by, sort=False, dropna=False)
+    shown = grouped.size().to_frame("runs")
+    for metric in metrics:
+        name = f"{metric} (%)" if is_fraction(metric) else metric
+        shown[name] = grouped[metric].agg(_mean_and_spread, metric=metric)
+    return shown
 
 
 def _mean_and_spread(values: "pd.Series", metric: str) -> str:
+    values = values.dropna()
     if values.empty:
         return "–"
     digits, scale = (1, 100) if is_fraction(metric) else (3, 1)

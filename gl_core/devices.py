@@ -43,14 +43,14 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"device={name!r}: must be auto, cpu, cuda, cuda:N or mps") from error
-    available = {
-        "cpu": lambda: True,
-        "cuda": lambda: torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
-        "mps": torch.backends.mps.is_available,
-    }
-    if device.type not in available:
+    if device.type not in ("cpu", "cuda", "mps"):
         raise ValueError(f"device={name!r}: must be auto, cpu, cuda, cuda:N or mps")
-    if not available[device.type]():
+    available = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not available[device.type]:
         raise ValueError(f"device={name!r}: there is no such device on this machine; use device=cpu or device=auto")
     return torch.device("cuda", device.index or distributed.local_rank()) if device.type == "cuda" else device
 
@@ -67,7 +67,7 @@ def device_name(device: torch.device) -> str:
 
 
 def memory_budget(device: torch.device) -> int:
-    """Bytes that decoded images may take: 4 GiB on a CPU; on a GPU half of what is free beyond the network's reserve."""
+    """Bytes that decoded images may take: 4 GiB on a CPU; on a GPU half of what is free beyond a reserve."""
     if device.type != "cuda":
         return HOST_MEMORY
     free, _ = torch.cuda.mem_get_info(device)

@@ -97,10 +97,9 @@ class _Sum(torch.autograd.Function):
 
 
 def gather(x: Tensor) -> Tensor:
-    """The tensors of all processes joined in the first dimension, in the order of their ranks; the gradient is their
-    sum.
+    """The tensors of all processes joined in the first dimension, in the order of their ranks.
 
-    All processes must call it with tensors of one shape.
+    The gradient is the sum over processes. All processes must call it with tensors of one shape.
     """
     return _Gather.apply(x) if num_processes() > 1 else x
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gl_core import datasets, devices, training
+from gl_core import datasets, devices, models, training
 from gl_core.datasets.store import ImageStore
 from gl_core.training.baselines import BASELINES, MetricLoss, check_options
 from gl_core.training.config import METHODS, Config
@@ -179,13 +179,14 @@ class TestEveryBaseline:
             with pytest.raises(ValueError, match="embeddings|labels"):
                 bad()
 
+    @pytest.mark.slow
     def test_trains_better_than_no_training(self, method, glyphs):
         train, test = glyphs
         config = Config.resolve(
             "quick", method=method, classes_per_batch=6, samples_per_class=4, epochs=3, device="cpu"
         )
         with devices.seeded(0, torch.device("cpu")):
-            model = training.models.build(config.backbone)
+            model = models.build(config.backbone)
             untrained = training.evaluate(model, test)
             history = training.fit(config, model, train, device=torch.device("cpu"), progress=False)
         assert history[-1]["loss"] < history[0]["loss"]
@@ -195,7 +196,7 @@ class TestEveryBaseline:
 
 @pytest.fixture(scope="module")
 def glyphs():
-    """A few images of a few classes, to train on and to test on; on one thread, which is quickest where others work too."""
+    """A few images of a few classes, to train on and to test on; on one thread, quickest where others work too."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
 

@@ -9,11 +9,13 @@ import pytest
 import torch
 import two_processes
 from PIL import Image
+from timm.layers import BatchNormAct2d
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gl_core import datasets, distributed, models, training
 from gl_core.evaluation import reid_metrics, retrieval_metrics
+from gl_core.inference import embed
 from gl_core.loss import CrossEntropyLoss, GroupLoss, group_loss
 from gl_core.training import components
 from gl_core.training.config import Config
@@ -89,7 +91,10 @@ def losses():
 
 def batch_norm():
     torch.manual_seed(0)
-    layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(4, momentum=None)).double()
+    kinds = [nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.BatchNorm2d, BatchNormAct2d]
+    layers = nn.Sequential(
+        kinds[0](3, 4, 3), kinds[1](4), kinds[2](), kinds[3](4, momentum=None), kinds[4](4, act_layer=nn.Tanh)
+    ).double()
     images, weights = torch.randn(6, 3, 5, 5).double(), torch.rand(6, 4, 3, 3).double()
     part = distributed.share(6)
     wrapped = DistributedDataParallel(layers) if distributed.num_processes() > 1 else layers
@@ -102,7 +107,7 @@ def batch_norm():
         evaluated = layers(images)
     found = {name: value for name, value in layers.state_dict().items() if "running" in name or "tracked" in name}
     found |= {name: value.grad for name, value in layers.named_parameters()}
-    assert [type(layer) for layer in layers] == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.BatchNorm2d]
+    assert [type(layer) for layer in layers] == kinds
     return found | {"output": output.detach(), "evaluated": evaluated.detach()}
 
 
@@ -117,6 +122,9 @@ def evaluation():
     cameras = torch.arange(37) % 3
     sides = (embeddings[:9], labels[:9], cameras[:9], embeddings[9:], labels[9:], cameras[9:])
     persons = reid_metrics(*sides, shared=True)
+    torch.manual_seed(0)
+    model, images = models.build("conv4"), torch.rand(5, 3, 28, 28)
+    assert embed(model, images, shared=True).allclose(embed(model, images), atol=1e-6)
     return {"joined": joined, "metrics": metrics, "crossed": crossed, "persons": persons, "main": distributed.is_main()}
 
 
@@ -130,6 +138,7 @@ def both(tmp_path_factory):
     return two_processes.run(everything, tmp_path_factory.mktemp("two")), everything()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["losses", "batch norm"])
 def test_two_processes_have_the_loss_and_the_gradients_of_one(both, what):
     two, one = both
@@ -137,6 +146,7 @@ def test_two_processes_have_the_loss_and_the_gradients_of_one(both, what):
         torch.testing.assert_close(found[what], one[what], rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_two_processes_share_out_an_evaluation(both):
     two, one = both
     for found in two:
@@ -157,6 +167,7 @@ def glyphs(tmp_path):
     return tmp_path / "glyphs"
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_and_leave_one_record(glyphs, tmp_path, monkeypatch):
     (tmp_path / "book").mkdir()
     (tmp_path / "_config.yml").touch()
@@ -168,11 +179,9 @@ def test_two_processes_train_as_one_and_leave_one_record(glyphs, tmp_path, monke
     one = training.run(Config.resolve(**settings), progress=False)
     one.record_path.unlink()
     words = [str(word) for setting in settings.items() for word in ("-p", *setting)]
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "glbook", "train"]
-        + words,
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-    )  # fmt: skip
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launcher, "-m", "glbook", "train", *words], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("unseen test classes") == done.stdout.count("record: ") == 1
     (path,) = (tmp_path / "_build" / "results").iterdir()
@@ -184,6 +193,16 @@ def test_two_processes_train_as_one_and_leave_one_record(glyphs, tmp_path, monke
     # Rounding may decide between neighbours that are almost equally near: for two of the 48 queries, say.
     for name in one.untrained:
         assert two["metrics"][name] == pytest.approx(one.metrics[name], abs=2.1 / 48)
+
+
+def test_a_batch_normalisation_of_its_own_kind_is_refused_by_name(monkeypatch):
+    class Own(nn.BatchNorm2d):
+        def forward(self, input):
+            return 2 * super().forward(input)
+
+    monkeypatch.setattr(distributed, "num_processes", lambda: 2)
+    with pytest.raises(ValueError, match="Own: several processes cannot share the statistics of this layer"):
+        distributed.whole_batch_norm(nn.Sequential(Own(4))).__enter__()
 
 
 def test_shares_cover_everything_once(monkeypatch):

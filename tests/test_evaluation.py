@@ -1,5 +1,6 @@
 """Retrieval and clustering metrics against a slow version that sorts every query's gallery in exact arithmetic."""
 
+import sys
 from fractions import Fraction
 
 import numpy as np
@@ -97,9 +98,9 @@ def test_perfect_embeddings_score_one():
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("d", [2, 7, 128, 2048])
+@pytest.mark.parametrize("d", [7, 2048])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
-@pytest.mark.parametrize("chunk_rows", [1, 17, 200])
+@pytest.mark.parametrize("chunk_rows", [17, 200])
 def test_collapsed_embeddings_score_zero(metric, d, dtype, chunk_rows, monkeypatch):
     monkeypatch.setattr(similarities, "CHUNK_BYTES", chunk_rows * (200 * 4 + 10 * similarities.WORKSPACE_BYTES))
     x = torch.randn(1, d, generator=generator(d), dtype=torch.float64).to(dtype).repeat(200, 1)
@@ -109,7 +110,7 @@ def test_collapsed_embeddings_score_zero(metric, d, dtype, chunk_rows, monkeypat
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("num_queries", [1, 16, 100, 333])
+@pytest.mark.parametrize("num_queries", [1, 333])
 def test_a_collapsed_gallery_scores_zero_whatever_the_order_of_summation(metric, dtype, num_queries):
     g = generator(num_queries)
     point = torch.randn(1, 2048, generator=g, dtype=dtype)
@@ -167,6 +168,51 @@ def test_self_is_left_out_by_index(metric):
     assert retrieval_metrics(x, [0, 0, 1, 1], metric=metric)["R@1"] == 0
     # the same rows given as a gallery are not the queries themselves
     assert nearest_neighbours(x, x, metric=metric)[1].flatten().tolist() == [0, 1, 0, 1]
+
+
+def noise(n=60, classes=30):
+    """Vectors and labels that have nothing to do with each other; two images a class."""
+    return torch.randn(n, 8, generator=generator(3)), torch.arange(classes).repeat(n // classes)
+
+
+def test_the_queries_as_their_own_gallery_do_not_find_themselves():
+    x, labels = noise()
+    alone = retrieval_metrics(x, labels)
+    assert alone["R@1"] < 0.2
+    assert retrieval_metrics(x, labels, x, labels) == alone
+    assert retrieval_metrics(x, labels, x.clone(), labels.clone(), same_images=True) == pytest.approx(alone)
+    # Equal vectors elsewhere may be other images, and probably are not.
+    with pytest.warns(UserWarning, match="each query finds itself: pass gallery=None"):
+        assert retrieval_metrics(x, labels, x.clone(), labels)["R@1"] == 1
+    with pytest.raises(ValueError, match="gallery_labels: must be equal to query_labels"):
+        retrieval_metrics(x, labels, x, labels.flip(0))
+
+
+def test_given_distances_leave_an_image_out_of_its_own_neighbours():
+    x, labels = noise()
+    distances = torch.cdist(x, x)
+    expected = retrieval_metrics(x, labels, metric="euclidean")
+    for gallery in ({}, {"gallery": x.clone(), "gallery_labels": labels, "same_images": True}):
+        found = retrieval_metrics(x, labels, **gallery, distances=distances)
+        assert found == pytest.approx(expected) and found["R@1"] < 0.2
+    with pytest.raises(ValueError, match="gallery has 50 rows: must have 60"):
+        retrieval_metrics(x, labels, x[:50], labels[:50], distances=distances[:, :50], same_images=True)
+
+
+@pytest.mark.parametrize("offset", [1e3, 1e5, -3e4])
+@pytest.mark.parametrize("crossed", [False, True])
+def test_a_shared_offset_changes_no_neighbour(offset, crossed):
+    labels = torch.arange(8).repeat_interleave(6)
+    x = torch.eye(8)[labels] + 0.1 * torch.randn(48, 8, generator=generator(0))
+    far = x + offset  # float32: its last digits are gone
+    sets = (far[::2], labels[::2], far[1::2], labels[1::2]) if crossed else (far, labels)
+    exact = retrieval_metrics(
+        *(part.double() if part.is_floating_point() else part for part in sets), metric="euclidean"
+    )
+    assert retrieval_metrics(*sets, metric="euclidean") == pytest.approx(exact, abs=1e-12) and exact["R@1"] == 1
+    # The subtraction is exact: so are distances between numbers that have few digits.
+    whole = torch.tensor([[0.0, 3.0], [4.0, 0.0], [4.0, 1.0]]) + offset
+    assert nearest_neighbours(whole, k=2, metric="euclidean")[0].tolist() == [[-20, -25], [-1, -25], [-1, -20]]
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -233,6 +279,43 @@ def test_queries_without_a_positive_are_left_out_and_counted():
     assert found == {"R@1": 0, "R@2": 1, "MAP@R": 0, "R-Precision": 0, "excluded_queries": 2}
     with pytest.raises(ValueError, match="query_labels: none of the 5 queries has a positive"):
         retrieval_metrics(x, [0, 1, 2, 3, 4])
+
+
+def test_values_of_each_query():
+    x, labels = noise()
+    labels[:3] = torch.tensor([100, 101, 102])
+    found = retrieval_metrics(x, labels, recall_at=(1, 5), per_query=True)
+    means = retrieval_metrics(x, labels, recall_at=(1, 5))
+    assert list(found) == ["R@1", "R@5", "MAP@R", "R-Precision"]
+    for name, values in found.items():
+        assert values.shape == (60,) and values.isnan().sum() == means["excluded_queries"] == 6
+        assert values.nanmean().item() == pytest.approx(means[name])
+
+
+@pytest.mark.parametrize("cutoffs", [1, np.int64(1), [np.int32(1)], np.array([1]), range(1, 2)])
+def test_cutoffs_are_whole_numbers_of_any_kind(cutoffs):
+    x, labels = noise()
+    assert list(retrieval_metrics(x, labels, recall_at=cutoffs))[0] == "R@1"
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32", "uint32", "uint64"])
+def test_labels_are_whole_numbers_of_any_type(dtype):
+    x, labels = noise()
+    expected = retrieval_metrics(x, labels), clustering_metrics(x, labels)
+    array = labels.numpy().astype(dtype)
+    for given_labels in (array, list(array), torch.from_numpy(array)):
+        assert (retrieval_metrics(x, given_labels), clustering_metrics(x, given_labels)) == expected
+    if dtype == "uint64":
+        array[0] = 2**64 - 1
+        with pytest.raises(ValueError, match=r"query_labels holds 18446744073709551615: must be less than 2\*\*63"):
+            retrieval_metrics(x, array)
+
+
+def test_without_threadpoolctl_the_products_are_the_same(monkeypatch):
+    x, labels = noise()
+    expected = retrieval_metrics(x, labels)
+    monkeypatch.setitem(sys.modules, "threadpoolctl", None)
+    assert retrieval_metrics(x, labels) == pytest.approx(expected)
 
 
 def test_recall_beyond_the_gallery_is_one():

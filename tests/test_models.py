@@ -218,15 +218,24 @@ def test_the_neck_stands_before_comparison_and_not_before_the_metric_loss():
     assert not model.neck.bias.requires_grad and model.neck.weight.requires_grad
 
 
-@pytest.mark.parametrize("name", ["test_convnext", "test_vit", "test_efficientnet"])
-def test_networks_of_timm_keep_their_convention(name):
+@pytest.mark.parametrize("name", ["test_convnext", "test_vit", "test_efficientnet", "mobilenetv3_small_050"])
+@pytest.mark.parametrize("size", [None, (96, 64)])
+def test_networks_of_timm_keep_their_convention(name, size):
     import timm
 
-    model = models.build(f"timm:{name}", pretrained=False).eval()
-    assert model.embedding_size == timm.create_model(name, num_classes=0).num_features
-    torch.testing.assert_close(model.mean.flatten(), torch.tensor(timm.create_model(name).pretrained_cfg["mean"]))
+    model = models.build(f"timm:{name}", pretrained=False, image_size=size).eval()
+    theirs = timm.create_model(name, num_classes=0).eval()
+    torch.testing.assert_close(model.mean.flatten(), torch.tensor(theirs.pretrained_cfg["mean"]))
+    height, width = size or theirs.pretrained_cfg["input_size"][1:]
     with torch.no_grad():
-        assert model(torch.rand(2, 3, 160, 160)).shape == (2, model.embedding_size)
+        length = theirs(torch.rand(1, *theirs.pretrained_cfg["input_size"])).shape[1]
+        assert model(torch.rand(2, 3, height, width)).shape == (2, length) and model.embedding_size == length
+    assert models.backbone(f"timm:{name}").has_weights
+
+
+def test_a_network_of_timm_that_is_no_backbone_is_refused_by_name():
+    with pytest.raises(ValueError, match="backbone='timm:test_mambaout': gives no embedding of images of 96 x 96 px"):
+        models.build("timm:test_mambaout", pretrained=False, image_size=(96, 96))
 
 
 def test_timm_says_what_is_missing(monkeypatch):

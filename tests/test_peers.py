@@ -10,8 +10,12 @@ from gl_core.evaluation import clustering_metrics, retrieval_metrics
 from gl_core.evaluation.clustering import kmeans
 
 SHARED = {
-    "precision_at_1": "R@1", "mean_average_precision_at_r": "MAP@R", "r_precision": "R-Precision", "NMI": "NMI", "AMI": "AMI"
-}  # fmt: skip
+    "precision_at_1": "R@1",
+    "mean_average_precision_at_r": "MAP@R",
+    "r_precision": "R-Precision",
+    "NMI": "NMI",
+    "AMI": "AMI",
+}
 
 
 def theirs(*sets, include):

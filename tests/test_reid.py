@@ -105,6 +105,15 @@ def test_equals_brute_force(problem, by_distances):
     assert reid_metrics(*problem, ranks=(1, 3), **given) == pytest.approx(expected)
 
 
+def test_values_of_each_query_and_a_single_rank():
+    query, gallery = torch.tensor([[0.0], [5.0], [9.0]]), torch.tensor([[1.0], [5.0], [8.0], [9.0]])
+    problem = (query, [1, 2, 3], [1, 1, 1], gallery, [1, 2, 1, 3], [2, 1, 2, 2])
+    found = reid_metrics(*problem, ranks=1, metric="euclidean", per_query=True)
+    assert found["mAP"].tolist() == pytest.approx([(1 + 2 / 3) / 2, np.nan, 1], nan_ok=True)
+    assert found["Rank-1"].tolist() == pytest.approx([1, np.nan, 1], nan_ok=True)
+    assert reid_metrics(*problem, ranks=np.int64(1), metric="euclidean")["mAP"] == pytest.approx(11 / 12)
+
+
 def test_memory_is_bounded_and_chunks_change_nothing(monkeypatch):
     random = np.random.default_rng(0)
     problem = (

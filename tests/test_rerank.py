@@ -1,14 +1,17 @@
 """Re-ranking: the authors' results, the definition written out as loops, and the limits of its settings."""
 
+import importlib
+import sys
 from unittest import mock
 
+import numba
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gl_core import rerank
+from gl_core import _rerank_loops, rerank
 from gl_core.rerank import k_reciprocal
 
 
@@ -119,6 +122,24 @@ def test_lambda_of_one_is_the_original_ranking():
     query, gallery = torch.randn(10, 6, dtype=torch.float64), torch.randn(40, 6, dtype=torch.float64)
     result = k_reciprocal(query, gallery, lambda_value=1.0)
     assert result.argsort(1).equal(torch.cdist(query, gallery).argsort(1))
+
+
+@pytest.mark.parametrize("missing", ["numba", "scipy.sparse"])
+def test_a_missing_package_is_named_when_it_is_needed(monkeypatch, missing):
+    monkeypatch.setitem(sys.modules, missing, None)
+    importlib.reload(rerank)
+    with pytest.raises(ImportError, match=r'pip install "gl_core\[rerank\]"'):
+        rerank.k_reciprocal(np.eye(4), k1=2, k2=1)
+
+
+def test_loops_are_compiled_where_nothing_can_be_kept(monkeypatch):
+    monkeypatch.setattr(numba.core.caching.CacheImpl, "_locator_classes", [])
+    monkeypatch.delitem(sys.modules, "gl_core._rerank_loops")
+    anew = importlib.import_module("gl_core._rerank_loops")
+    assert anew is not _rerank_loops
+    ranks = np.array([[0, 1], [1, 0], [2, 1]], np.int32)
+    for found, expected in zip(anew.reciprocal(ranks, 2), _rerank_loops.reciprocal(ranks, 2), strict=True):
+        np.testing.assert_array_equal(found[..., :1], expected[..., :1])
 
 
 @pytest.mark.parametrize("images", [np.ones((6, 3)), np.zeros((2, 3))])

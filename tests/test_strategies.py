@@ -41,7 +41,7 @@ def network(name):
 
 
 BACKBONES = ["conv4", "efficientnet_lite0", "resnet50", "bn_inception"]
-images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+images = torch.rand(3, 3, 40, 40, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -77,15 +77,44 @@ def test_a_backbone_without_a_last_activation_is_refused():
     assert not model.body._forward_hooks and not model.body[1]._forward_hooks
 
 
+class Centred(torch.nn.Module):
+    """Changes its input in place, and returns it or a view of it: the same memory as the output of a rectifier before it."""
+
+    def __init__(self, view):
+        super().__init__()
+        self.view = view
+
+    def forward(self, x):
+        return x.sub_(x.mean()).view_as(x) if self.view else x.sub_(x.mean())
+
+
+@pytest.mark.parametrize("view", [True, False])
+def test_what_lies_where_an_activation_lay_is_not_taken_for_it(view):
+    model = models.EmbeddingNet(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 1), torch.nn.ReLU(), Centred(view)), 8)
+    with pytest.raises(ValueError, match="does not end in a ReLU"):
+        embed(model, images, Strategies(leaky_slope=0.5))
+
+
 @pytest.mark.parametrize("name", BACKBONES)
 def test_the_model_is_left_as_it_came(name):
     model = network(name).train()
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for module in norms[1:]:
+        module.eval()  # frozen by the caller
     before = {key: value.clone() for key, value in model.state_dict().items()}
     modules = list(model.modules())
     embed(model, images, Strategies(leaky_slope=0.5, mixed_pooling=0.5, mirror=True, beta=0.1))
     assert model.training and all(a is b for a, b in zip(modules, model.modules(), strict=True))
+    assert norms[0].training and not any(module.training for module in norms[1:])
     assert all(value.equal(before[key]) for key, value in model.state_dict().items())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_an_embedding_that_is_not_finite_is_an_error():
+    model = network("conv4")
+    model.body[1].running_var[0] = -1.0
+    with pytest.raises(ValueError, match="the embedding of image 0 is not finite; its weights or statistics hold NaN"):
+        embed(model, images)
 
 
 @pytest.mark.parametrize("name", BACKBONES)

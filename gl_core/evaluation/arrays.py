@@ -42,7 +42,7 @@ def as_labels(name: str, labels: Labels, length: int) -> Int[Tensor, " n"]:
             raise ValueError(f"{name} holds {array.max()}: must be less than 2**63")
         labels = torch.from_numpy(array.astype(np.int64))
     _checks.labels(name, labels, length=length)
-    return labels.to(torch.int64)
+    return labels.to(torch.int64).contiguous()
 
 
 def as_rows(name: str, x: Rows) -> Float[Tensor, "n d"]:

@@ -126,9 +126,9 @@ def reid_metrics(
             f"query_ids: none of the {len(used)} queries has a positive, a gallery image of its identity by another "
             "camera"
         )
-    values = {"mAP": average_precision} | {f"Rank-{cutoff}": (best_rank <= cutoff).double() for cutoff in cutoffs}
+    of_each = {"mAP": average_precision} | {f"Rank-{cutoff}": (best_rank <= cutoff).double() for cutoff in cutoffs}
     if per_query:
-        return {name: value.masked_fill(~used, math.nan) for name, value in values.items()}
-    return {name: value[used].mean().item() for name, value in values.items()} | {
+        return {name: value.masked_fill(~used, math.nan) for name, value in of_each.items()}
+    return {name: value[used].mean().item() for name, value in of_each.items()} | {
         "excluded_queries": int((~used).sum())
     }

@@ -129,10 +129,10 @@ def retrieval_metrics(
         best_rank[rows] = first_rank
     if shared:
         best_rank, precision, average_precision = distributed.join(found[part], len(used)).unbind(dim=1)
-    values = {f"R@{cutoff}": (best_rank <= cutoff).double() for cutoff in cutoffs}
-    values |= {"MAP@R": average_precision, "R-Precision": precision}
+    of_each = {f"R@{cutoff}": (best_rank <= cutoff).double() for cutoff in cutoffs}
+    of_each |= {"MAP@R": average_precision, "R-Precision": precision}
     if per_query:
-        return {name: value.masked_fill(~used, math.nan) for name, value in values.items()}
-    return {name: value[used].mean().item() for name, value in values.items()} | {
+        return {name: value.masked_fill(~used, math.nan) for name, value in of_each.items()}
+    return {name: value[used].mean().item() for name, value in of_each.items()} | {
         "excluded_queries": int((~used).sum())
     }

@@ -109,8 +109,7 @@ def search_and_judge(
     cluster: bool = False,
     shared: bool = False,
 ) -> dict[str, Any]:
-    """The metrics of embeddings that `embed` has made with these strategies: expansion and re-ranking are left to be
-    done.
+    """The metrics of embeddings that `embed` has made with these strategies, after expansion and re-ranking.
 
     Where all images search each other, re-ranking works on one set, which is then expanded on both sides. Re-ranking
     holds the distances of all queries to the gallery at once.
@@ -142,8 +141,13 @@ def search_and_judge(
             query, gallery = unit_rows(query), unit_rows(gallery)
         everyone = len(query) if parts is None else len(query) + len(gallery)
         k1 = min(strategies.k1, everyone - 1)
-        settings = {"k1": k1, "k2": min(strategies.k2, k1), "lambda_value": strategies.lambda_value}
-        distances = k_reciprocal(query, None if parts is None else gallery, **settings)
+        distances = k_reciprocal(
+            query,
+            None if parts is None else gallery,
+            k1=k1,
+            k2=min(strategies.k2, k1),
+            lambda_value=strategies.lambda_value,
+        )
         found = judge(embeddings, dataset, distances=distances, shared=shared)
     elif parts is None:
         labels = torch.from_numpy(dataset.labels)

@@ -32,11 +32,11 @@ GRID: dict[str, dict[str, tuple]] = {
 
 
 class Measurement:
-    """Measures strategies on one network and one set of images, in one pass over the images and one over their mirror
-    images.
+    """Measures strategies on one network and one set of images.
 
-    Let x be the last map before its activation a, which multiplies what is below 0 by the slope. Every slope and every
-    pooling follows from three numbers for each channel:
+    The network passes over the images once, and once over their mirror images. Let x be the last map before its
+    activation a, which multiplies what is below 0 by the slope. Every slope and every pooling follows from three
+    numbers for each channel:
 
         mean a(x) = mean max(x, 0) + slope mean min(x, 0)        max a(x) = a(max x)
     """
@@ -164,8 +164,7 @@ def choose_hyperparameters(model: EmbeddingNet, held_out: ImageStore) -> tuple[S
 
 
 def best_of_each(tried: list[dict[str, Any]]) -> Strategies:
-    """Every strategy on, with its best hyperparameters in a table of `choose_hyperparameters`, whether it was kept or
-    not.
+    """Every strategy on, kept or not, with its best hyperparameters in a table of `choose_hyperparameters`.
 
     What the table does not hold stays off.
     """

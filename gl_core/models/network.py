@@ -1,13 +1,13 @@
 """An embedding network: a backbone with its input convention, its pooling, and a neck where it has one."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "EmbeddingNet", "evaluation_mode"]
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "EmbeddingNet", "evaluation_mode", "mismatch"]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -104,6 +104,19 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    """Where weights by name differ from those that a network has, in words; empty if they fit."""
+    wrong = [f"{name} is missing" for name in expected if name not in found]
+    wrong += [f"{name} is not part of the network" for name in found if name not in expected]
+    wrong += [
+        f"{name} has shape {tuple(found[name].shape)} in place of {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in found and found[name].shape != value.shape
+    ]
+    more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+    return "; ".join(wrong[:3]) + more
 
 
 def _luminance(images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 1 h w"]:

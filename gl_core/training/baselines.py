@@ -142,8 +142,7 @@ def check_options(method: str, given: Mapping[str, Any] | None) -> dict[str, flo
 
 
 class MetricLoss(nn.Module):
-    """A baseline with the calling convention of the other losses; its proxies, if it has any, are parameters of this
-    module.
+    """A baseline with the calling convention of the other losses; proxies, if it has any, are its parameters.
 
     Vectors are compared after L2 normalisation, as is evaluated. Triplets are mined semi-hard (the negative is farther
     than the positive, by less than the margin), pairs of the multi-similarity loss by its own rule with `epsilon`; all

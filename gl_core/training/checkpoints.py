@@ -20,6 +20,7 @@ from gl_core.datasets.catalogue import CATALOGUE
 from gl_core.datasets.protocol import query_and_gallery
 from gl_core.inference.strategies import Strategies
 from gl_core.models import EmbeddingNet
+from gl_core.models.network import mismatch
 from gl_core.training import records
 from gl_core.training.components import build_model, place
 from gl_core.training.config import Config
@@ -87,8 +88,9 @@ def _protocol(dataset: RetrievalDataset) -> str:
 
 
 def save(path: str | os.PathLike, model: EmbeddingNet, card: dict[str, Any]) -> Path:
-    """Write NAME.safetensors and NAME.json, each whole or not at all, the card last: it holds the checksum of its
-    weights.
+    """Write NAME.safetensors and NAME.json, the card, which holds the checksum of its weights.
+
+    Each file is written whole or not at all, the card last.
 
     Args:
         path: NAME, or either of the two.
@@ -133,9 +135,8 @@ def load(path: str | os.PathLike, device: torch.device | str = "cpu") -> tuple[E
         raise ValueError(f"{weights}: cut off or damaged, its weights cannot be read ({error})") from error
     config = configuration(card, path)
     model = build_model(config)
-    difference = _difference(model.state_dict(), values)
-    if difference:
-        raise ValueError(f"{weights}: weights of another architecture than backbone={config.backbone}: {difference}")
+    if wrong := mismatch(model.state_dict(), values):
+        raise ValueError(f"{weights}: weights of another architecture than backbone={config.backbone}: {wrong}")
     if hashlib.sha256(content).hexdigest() != card["sha256"]:
         raise ValueError(f"{weights}: not the weights that {_files(path)[1].name} was written for")
     model.load_state_dict(values)
@@ -192,14 +193,3 @@ def fingerprint(card: dict[str, Any]) -> str:
 def _files(path: str | os.PathLike) -> tuple[Path, Path]:
     name = os.fspath(Path(path).expanduser()).removesuffix(WEIGHTS).removesuffix(CARD)
     return Path(name + WEIGHTS), Path(name + CARD)
-
-
-def _difference(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> str:
-    """Where two sets of weights differ first, in words; nothing if they fit."""
-    for name, value in expected.items():
-        if name not in found:
-            return f"{name} is missing"
-        if found[name].shape != value.shape:
-            return f"{name} has shape {tuple(found[name].shape)}, must have {tuple(value.shape)}"
-    extra = sorted(set(found) - set(expected))
-    return f"{extra[0]} has no place" if extra else ""

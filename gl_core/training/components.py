@@ -41,7 +41,7 @@ def build_model(config: Config) -> models.EmbeddingNet:
     """The network that `config` names, with its weights and options."""
     known = models.backbone(config.backbone)
     # What else the backbone's own function takes of a configuration.
-    options = {
+    options: dict[str, dict[str, Any]] = {
         "bn_inception": {"weights": config.weights},
         "resnet50": {"last_stride": config.last_stride},
         "timm": {"image_size": config.input_size},
@@ -137,7 +137,7 @@ def image_store(
 
 def build_optimizer(config: Config, learner: Learner) -> torch.optim.Optimizer:
     """One group for the backbone and one for the classifier or proxies, which may want larger steps."""
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in learner.backbone.parameters() if p.requires_grad]},
         {"params": list(learner.loss.parameters()), "lr": config.classifier_learning_rate or config.learning_rate},
     ]

@@ -75,6 +75,7 @@ def test_a_strategy_that_a_later_one_makes_superfluous_is_dropped(judged_by):
     assert [row["strategy"] for row in tried if row["step"] == "left out"] == ["beta-normalisation", "query expansion"]
 
 
+@pytest.mark.slow
 def test_all_settings_tried_are_allowed_and_the_best_of_them_is_chosen(model, held_out):
     chosen, tried = choose_hyperparameters(model, held_out)
     assert all(Strategies.from_settings(row["settings"]) for row in tried)
@@ -94,6 +95,7 @@ class Judged(Exception):
     """Raised with the embeddings in the place of their judgement."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["ReLU", "ReLU6", "batch normalisation"])
 @pytest.mark.parametrize("neck", [False, True])
 def test_what_is_made_of_one_pass_is_what_a_pass_of_its_own_gives(held_out, monkeypatch, end, neck):
@@ -132,6 +134,7 @@ def test_what_is_made_of_one_pass_is_what_a_pass_of_its_own_gives(held_out, monk
         torch.testing.assert_close(one, inference.embed(model, held_out, each), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_backbone_without_a_last_activation_has_no_slope_chosen(held_out):
     model = models.build("conv4")
     model.body = torch.nn.Sequential(model.body, torch.nn.BatchNorm2d(model.embedding_size))

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from gl_core import fast_loss
 from gl_core.fast_loss import fast_losses
-from gl_core.loss import GroupLoss, _plain_losses, group_loss
+from gl_core.loss import GroupLoss, plain_losses, group_loss
 from gl_core.propagation import pearson_similarity, select_anchors
 
 PATHS = ("plain", "fast")
@@ -18,14 +18,13 @@ PATHS = ("plain", "fast")
 TOLERANCE = {torch.float32: 3e-6, torch.float64: 1e-9}
 
 
-@pytest.fixture(params=["on a CPU", "on a GPU", "some classes at a time"], scope="module")
+@pytest.fixture(params=["on a CPU", "on a GPU", "the Gram matrix in blocks"], scope="module")
 def way(request):
     """The ways the fast path works, all of them run on the CPU."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "on a GPU":
-            patch.setattr(fast_loss, "free_rows", lambda anchors: None)
-        elif request.param == "some classes at a time":
-            patch.setattr(fast_loss, "CPU_LOGITS", 30)
+            patch.setattr(fast_loss, "_ordinary", lambda anchors: None)
+        elif request.param == "the Gram matrix in blocks":
             patch.setattr(fast_loss, "GRAM_BLOCK", 3)
         yield request.param
 
@@ -54,9 +53,9 @@ def loss_and_gradients(path, W, logits, labels, anchors, weights, **keywords):
 
 def assert_paths_agree(case, **keywords):
     fast = loss_and_gradients(fast_losses, *case, **keywords)
-    plain = loss_and_gradients(_plain_losses, *case, **keywords)
+    plain = loss_and_gradients(plain_losses, *case, **keywords)
     wide = [part.double() if part.is_floating_point() else part for part in case]
-    exact = loss_and_gradients(_plain_losses, *wide, **keywords)
+    exact = loss_and_gradients(plain_losses, *wide, **keywords)
     for actual, same, expected in zip(fast, plain, exact, strict=True):
         assert actual.dtype == same.dtype
         largest = max(expected.abs().max().item(), 1)

@@ -116,7 +116,7 @@ def test_cross_entropy_weight_scales_the_second_term():
     loss = GroupLoss(6, 8)
     values = {}
     for weight in (0.0, 1.0, 3.0):
-        loss.cross_entropy_weight = weight
+        loss.settings.cross_entropy_weight = weight
         values[weight] = loss(features, labels).item()
     logits = loss.classifier(features)
     assert values[0.0] == pytest.approx(group_loss(features, logits, labels).item(), rel=1e-6)

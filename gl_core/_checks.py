@@ -141,7 +141,8 @@ def matrix(name: str, tensor: Tensor, rows: int | None = None, values: Values = 
         return
     tensor = tensor.detach()
     if not values.wait_for(tensor):
-        values.note(~(tensor.abs().amax() < math.inf), f"{name} holds NaN or infinity: {DIVERGED}")
+        # Zero times anything finite is 0, and NaN counts as true.
+        values.note((tensor * 0).any(), f"{name} holds NaN or infinity: {DIVERGED}")
     # A sum is finite only if all its terms are, and costs no array of booleans. Where it is not, the terms may still be
     # finite and only the sum too large, so the exact check has the last word.
     elif not math.isfinite(tensor.sum()) and not (finite := tensor.isfinite()).all():
@@ -162,7 +163,10 @@ def labels(
     Returns them as int64, on `device` if that is given. Where the check is deferred, those outside are moved inside: whatever
     uses them as indices stays within bounds.
     """
-    labels = torch.as_tensor(labels, device=device)
+    try:
+        labels = torch.as_tensor(labels, device=device)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: must be a vector of integers, not {labels!r:.80}") from error
     if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise ValueError(
             f"{name} has shape {tuple(labels.shape)} and dtype {labels.dtype}: must be a vector of integers"

@@ -218,12 +218,14 @@ def _logit_gradient(
     return dz.add_(D) if rows is None else dz.index_add_(0, rows, D)
 
 
-# On a CPU the rows of ordinary images, which are not anchors, are picked out. On a GPU that would make the host wait, so there
-# `rows` is None, and all rows are worked on.
+# On a CPU the rows of ordinary images, which are not anchors, are picked out. A GPU would make the host wait for their number,
+# and `torch.compile` would break its graph: there `rows` is None, and all rows are worked on.
 
 
 def _ordinary(anchors: Bool[Tensor, " n"]) -> Int[Tensor, " m"] | None:
-    return (~anchors).nonzero().squeeze(1) if anchors.device.type == "cpu" else None
+    if anchors.device.type != "cpu" or torch.compiler.is_compiling():
+        return None
+    return (~anchors).nonzero().squeeze(1)
 
 
 def _take(x: Float[Tensor, "n c"], rows: Int[Tensor, " m"] | None) -> Float[Tensor, "m c"]:

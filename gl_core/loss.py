@@ -93,8 +93,7 @@ class _Settings:
     def takes_fast_path(self, n: int, C: int) -> bool:
         # Measured on two cores: the fast path has more steps, of (n, n), and pays where the (n, C) ones outweigh them.
         pays = C >= 3 * n and n * C >= 2**15
-        wanted = self.path == "fast" or (self.path == "auto" and pays)
-        return wanted and self.has_fast_path and not torch.compiler.is_compiling()
+        return self.path == "fast" or (self.path == "auto" and pays and self.has_fast_path)
 
     def losses(
         self,
@@ -150,7 +149,7 @@ def group_loss(
         dynamics: "replicator" or "exponential".
         path: "plain" computes as the formula reads, for any T and any order of derivatives; "fast" gives the same loss and
             gradient of replicator dynamics for T up to 2 (see `gl_core.fast_loss`), without second derivatives; "auto" is
-            the faster of the two. Under `torch.compile` the path is plain.
+            the faster of the two.
         checks: when features, logits and labels are checked. "sync": at once, for which an accelerator is waited for.
             "deferred": never waits; where one is bad the loss is NaN, with gradient 0. "auto": "sync" on the CPU, else
             "deferred". Under `torch.compile` checks are deferred.

@@ -16,7 +16,7 @@ variant is that of Pelillo and Torsello, "Payoff-Monotonic Game Dynamics and the
 """
 
 import contextlib
-import functools
+import math
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -42,7 +42,9 @@ RATE = 10.0
 
 def at_least_float32(*tensors: Tensor) -> list[Tensor]:
     """The tensors in one floating dtype, the widest among them and float32."""
-    dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors), torch.float32)
+    dtype = torch.float32
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
     return [tensor.to(dtype) for tensor in tensors]
 
 
@@ -120,11 +122,10 @@ def _cosine(vectors: Float[Tensor, "n d"], negatives: str) -> Float[Tensor, "n n
     """Cosines of rows whose largest magnitude is around 1, cut or shifted to [0, 1]."""
     _checks.choice("negatives", negatives, NEGATIVES)
     squared = (vectors * vectors).sum(dim=1, keepdim=True)
-    # What rounding leaves of a constant row after centring is noise, not a direction. The norm is taken of the safe value,
-    # not of zero, whose square root has no finite gradient.
+    # What rounding leaves of a constant row after centring is noise, not a direction: divided by infinity it is 0, with
+    # gradient 0, where the square root of 0 has no finite gradient.
     is_noise = squared <= vectors.shape[1] * (8 * torch.finfo(vectors.dtype).eps) ** 2
-    norm = squared.masked_fill(is_noise, 1).sqrt()
-    directions = (vectors / norm).masked_fill(is_noise, 0)
+    directions = vectors / squared.masked_fill(is_noise, math.inf).sqrt()
     with without_autocast(vectors):
         cosines = directions @ directions.T
     itself = torch.eye(len(vectors), dtype=torch.bool, device=vectors.device)

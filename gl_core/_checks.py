@@ -192,12 +192,13 @@ def batch(
     embeddings: Tensor, classes: Tensor, embedding_size: int, num_classes: int, values: Values = AT_ONCE
 ) -> Tensor:
     """`embeddings` is (n, embedding_size), finite; `classes`, the labels, lie in 0..num_classes-1. Returns the labels."""
-    matrix("embeddings", embeddings, values=values)
-    columns("embeddings", embeddings, embedding_size)
+    columns("embeddings", embeddings, embedding_size, values)
     return labels("labels", classes, len(embeddings), num_classes, values, embeddings.device)
 
 
-def columns(name: str, tensor: Tensor, embedding_size: int) -> None:
+def columns(name: str, tensor: Tensor, embedding_size: int, values: Values = AT_ONCE) -> None:
+    """`tensor` is (n, embedding_size), finite."""
+    matrix(name, tensor, values=values)
     if tensor.shape[1] != embedding_size:
         raise ValueError(f"{name} has {tensor.shape[1]} columns: must have embedding_size={embedding_size}")
 

@@ -208,8 +208,10 @@ class CrossEntropyLoss(nn.Module):
 
     def logits(self, embeddings: Float[Tensor, "n d"]) -> Float[Tensor, "n C"]:
         """The classifier's outputs."""
-        _checks.matrix("embeddings", embeddings)
-        _checks.columns("embeddings", embeddings, self.embedding_size)
+        _checks.columns("embeddings", embeddings, self.embedding_size, _checks.Values(self.checks))
+        return self._classify(embeddings)
+
+    def _classify(self, embeddings: Float[Tensor, "n d"]) -> Float[Tensor, "n C"]:
         return self.classifier(embeddings.to(self.classifier.weight.dtype))
 
     def forward(
@@ -243,8 +245,7 @@ class CrossEntropyLoss(nn.Module):
         """The terms of the loss, one an image."""
         values = _checks.Values(self.checks, self._deferred)
         labels = _checks.batch(embeddings, labels, self.embedding_size, self.num_classes, values)
-        with _checks.values_known():
-            logits = self.logits(embeddings)
+        logits = self._classify(embeddings)
         _checks.matrix("logits", logits, values=values)
         return values.mark(self._losses(embeddings, logits, labels, values))
 

@@ -86,6 +86,7 @@ class GroupSampler(BatchSampler):
             raise ValueError(f"classes_per_batch={P}: must be at most {len(self._images)}, the number of classes")
         # How many sets of K images each class has in an epoch.
         sets = np.array([-(-len(images) // K) for images in self._images])
+        self.balanced = balanced
         if balanced:
             sets[:] = -(-sets.sum() // len(sets))
         self._num_batches = int(-(-sets.sum() // P))
@@ -165,10 +166,13 @@ class GroupSampler(BatchSampler):
         classes in any two batches within one of each other, so that no batch gets more than P.
         """
         chosen: list[list[int]] = [[] for _ in range(self._num_batches)]
-        taken = np.zeros(self._num_batches)
+        taken, sets = np.zeros(self._num_batches), self._sets.copy()
+        if self.balanced:
+            # Places that are left go to one class each.
+            left = self._num_batches * self.classes_per_batch - sets.sum()
+            sets[random.choice(len(sets), left, replace=False)] += 1
         for label in random.permutation(len(self._images)):
-            sets = self._sets[label]
-            emptiest = np.argpartition(taken + random.random(self._num_batches), sets - 1)[:sets]
+            emptiest = np.argpartition(taken + random.random(self._num_batches), sets[label] - 1)[: sets[label]]
             taken[emptiest] += 1
             for batch in emptiest:
                 chosen[batch].append(int(label))

@@ -162,6 +162,17 @@ def test_large_problems_take_the_fast_path_and_small_ones_the_plain(monkeypatch)
         assert loss.isfinite() and bool(taken) == fast
 
 
+@pytest.mark.parametrize("num_iterations", fast_loss.ITERATIONS)
+@pytest.mark.parametrize("temperature", [1e-4, 1e-12, 1e-30])
+def test_very_low_temperatures_give_what_the_plain_path_gives(way, num_iterations, temperature):
+    case = problem(1, 10, 7, 1, dtype=torch.float32)
+    keywords = {"num_iterations": num_iterations, "temperature": temperature}
+    fast, plain = (loss_and_gradients(path, *case, **keywords) for path in (fast_losses, plain_losses))
+    for actual, expected in zip(fast, plain, strict=True):
+        assert actual.isfinite().all()
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("num_iterations", [1, 2])
 def test_there_is_no_second_derivative(num_iterations):
     W, logits, labels, anchors, _ = problem(0, 8, 5, 1)
@@ -190,6 +201,27 @@ def test_autocast_stays_within_a_percent(dtype, num_iterations):
     for half, exact in zip(found[True][1:], found[False][1:], strict=True):
         assert half.isfinite().all()
         assert (half - exact).norm() <= 0.05 * exact.norm()
+
+
+@pytest.mark.parametrize("cross_entropy_weight", [0.0, 1.0])
+@pytest.mark.parametrize("num_iterations", fast_loss.ITERATIONS)
+def test_the_gradient_is_the_same_inside_autocast(num_iterations, cross_entropy_weight):
+    torch.manual_seed(0)
+    settings = {"num_iterations": num_iterations, "path": "fast", "cross_entropy_weight": cross_entropy_weight}
+    loss = GroupLoss(2000, 32, **settings)
+    features, labels = torch.randn(54, 32), torch.arange(54) // 9
+    found = {}
+    for inside in (False, True):
+        embeddings = features.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            value = loss(embeddings, labels)
+            if inside:
+                value.backward()
+        if not inside:
+            value.backward()
+        found[inside] = embeddings.grad
+    # Outside, the classifier's product alone is in half precision; inside, that of its gradient too, and the similarity's.
+    assert (found[True] - found[False]).norm() <= 0.02 * found[False].norm()
 
 
 class PeakMemory(TorchDispatchMode):

@@ -1,9 +1,9 @@
 """Checks of what a caller passes in: one line that names the argument, what it was and what it may be.
 
-Shapes, types and plain numbers are checked always; they are known to the host. Values inside tensors are checked once, by the
-function that was called: what it calls itself runs within `values_known`. They are checked at once, except in a loss on an
-accelerator, where reading them would make the host wait in every step. There a loss notes on the device what it found, turns
-itself into NaN, and raises when it is next asked (`Values`, `Deferred`).
+Shapes, types and plain numbers are checked always; they are known to the host. Values inside tensors are checked once,
+by the function that was called: what it calls itself runs within `values_known`. They are checked at once, except in a
+loss on an accelerator, where reading them would make the host wait in every step. There a loss notes on the device what
+it found, turns itself into NaN, and raises when it is next asked (`Values`, `Deferred`).
 """
 
 import contextlib
@@ -67,8 +67,8 @@ class Values:
     """How the values of one batch are checked, and what was found.
 
     Args:
-        checks: "sync" raises at once, "deferred" leaves the outcome on the device and never waits for it; "auto" is "sync" on
-            the CPU and "deferred" elsewhere. Under `torch.compile` all are deferred.
+        checks: "sync" raises at once, "deferred" leaves the outcome on the device and never waits for it; "auto" is
+            "sync" on the CPU and "deferred" elsewhere. Under `torch.compile` all are deferred.
         deferred: where deferred checks are noted beyond this batch.
     """
 
@@ -160,8 +160,8 @@ def labels(
 ) -> Tensor:
     """`labels` is a vector of integers, `length` of them, in 0..num_classes-1 where that is given.
 
-    Returns them as int64, on `device` if that is given. Where the check is deferred, those outside are moved inside: whatever
-    uses them as indices stays within bounds.
+    Returns them as int64, on `device` if that is given. Where the check is deferred, those outside are moved inside:
+    whatever uses them as indices stays within bounds.
     """
     try:
         labels = torch.as_tensor(labels, device=device)
@@ -191,7 +191,7 @@ def labels(
 def batch(
     embeddings: Tensor, classes: Tensor, embedding_size: int, num_classes: int, values: Values = AT_ONCE
 ) -> Tensor:
-    """`embeddings` is (n, embedding_size), finite; `classes`, the labels, lie in 0..num_classes-1. Returns the labels."""
+    """`embeddings` is (n, embedding_size), finite, and `classes` lie in 0..num_classes-1. Returns the latter."""
     columns("embeddings", embeddings, embedding_size, values)
     return labels("labels", classes, len(embeddings), num_classes, values, embeddings.device)
 

@@ -1,19 +1,21 @@
 """The Group Loss at the cost of what it needs: the fast path beside `gl_core.loss.plain_losses`.
 
-The plain path refines all n x C assignments and then reads n numbers from them. Those n numbers need much less. Let y be the
-labels, X the assignments before the last iteration, and
+The plain path refines all n x C assignments and then reads n numbers from them. Those n numbers need much less. Let y
+be the labels, X the assignments before the last iteration, and
 
     L_ij = X_i[y_j]        the label columns of the assignments,   (n, n)
     G_ij = <X_i, X_j>      their Gram matrix,                      (n, n)
 
 The last iteration gives image i its own label with probability
 
-    p_i = X_i[y_i] (W X)_i[y_i] / sum_c X_ic (W X)_ic  =  L_ii s_i / t_i,     s_i = sum_j W_ij L_ji,   t_i = sum_j W_ij G_ij
+    p_i = X_i[y_i] (W X)_i[y_i] / sum_c X_ic (W X)_ic  =  L_ii s_i / t_i
 
-so it costs one symmetric product, X X^T, where the plain path multiplies by W over all classes. For T = 1 that is the only
-iteration, and X the softmax S of the logits, or one-hot for anchors. For T = 2 there is one before it:
+    s_i = sum_j W_ij L_ji,    t_i = sum_j W_ij G_ij
 
-    X = S * R,     R = U / <S, U>,     U = W S            (R = 1 where nothing supports the row, <S, U> = 0)
+so it costs one symmetric product, X X^T, where the plain path multiplies by W over all classes. For T = 1 that is the
+only iteration, and X the softmax S of the logits, or one-hot for anchors. For T = 2 there is one before it:
+
+    X = S * R,    R = U / <S, U>,    U = W X_0       (X_0: S, or one-hot; R = 1 where <S, U> = 0)
 
 Anchors keep their one-hot rows. Their entries of G are entries of L, so (n, C) work is done for the other rows alone.
 
@@ -61,8 +63,7 @@ def fast_losses(
 
 
 class _Losses(torch.autograd.Function):
-    """One or two iterations. In the names below d stands for the gradient with respect to what follows, and m is the number
-    of rows of S, those of images that are not anchors."""
+    """One or two iterations. A name with d is the gradient with respect to what follows; m rows are not of anchors."""
 
     @staticmethod
     def forward(ctx, W, logits, labels, anchors, num_iterations, temperature, cross_entropy_weight):
@@ -70,15 +71,15 @@ class _Losses(torch.autograd.Function):
         z = logits.to(W.dtype)
         S = torch.softmax(_take(z, rows) / temperature, dim=1)
         if num_iterations == 1:
-            X, R, inverse = S, None, None
+            X, R, h = S, None, None
         else:
             U = _square(W.masked_fill(anchors, 0), rows) @ S
             # W X: an anchor supports its own class alone.
             U.scatter_add_(1, labels.expand(len(U), -1), _take(W.masked_fill(~anchors, 0), rows))
             total = torch.linalg.vecdot(S, U)[:, None]
             unsupported = total == 0
-            inverse = total.masked_fill(unsupported, math.inf).reciprocal()  # 0 where nothing supports the row
-            R = torch.addcmul(unsupported.to(U.dtype), U, inverse)
+            h = total.masked_fill(unsupported, math.inf).reciprocal()  # 0 where nothing supports the row
+            R = torch.addcmul(unsupported.to(U.dtype), U, h)
             X = S * R
         L, G = _label_columns_and_gram(X, labels, anchors, rows)
         p, _, _ = _own_probability(W, L, G)
@@ -90,29 +91,30 @@ class _Losses(torch.autograd.Function):
             losses.add_(entropy.squeeze(1), alpha=cross_entropy_weight)
             logsumexp = z.gather(1, own) + entropy
         ctx.rows, ctx.temperature, ctx.cross_entropy_weight = rows, temperature, cross_entropy_weight
-        ctx.save_for_backward(W, logits, labels, anchors, S, L, G, R, inverse, logsumexp)
+        ctx.save_for_backward(W, logits, labels, anchors, S, L, G, R, h, logsumexp)
         return losses
 
     @staticmethod
     def backward(ctx, grad):
-        """From dL, A and g of `_own_gradients` to dW and dz.
+        """From dL, A and g of `_own_gradients` to dW and to that of the logits, dz. Rows of anchors are 0 throughout.
 
-        The gradient with respect to row i of X is dX_i = sum_j A_ij X_j, plus dL_ij at each class y_j, less g_i / L_ii at y_i.
-        X is the softmax S times R, divided by the sum of that; both divisions take the mean off a gradient:
+        Row i of X receives dX_i = sum_j A_ij X_j, plus dL_ij at each class y_j, less g_i / L_ii at y_i. The softmax, as
+        every division of a row by its sum, takes from this its mean under X:
 
-            r_i = <X_i, dX_i> = sum_j (A_ij G_ij + dL_ij L_ij) - g_i         D = S * (dX - r)
+            r_i = <X_i, dX_i> = sum_j (A_ij G_ij + dL_ij L_ij) - g_i
+            D = S * (dX - r)
 
-        For T = 1, R = 1 and D / temperature is dz. For T = 2, D / <S, U> is dU, and R * D what S itself receives (times S, as
-        for logarithms; its rows sum to 0). Through U = W S
+        For T = 1, X is S, and dz = D / temperature. For T = 2, X = S * U / <S, U>: U receives D / <S, U>, and S, times
+        itself, R * D. With U = W X_0, and h for the inverse of <S, U>:
 
-            dW_ij += <dU_i, X_j>         D <- R * D + S * (W^T dU - q),     q_j = <S_j, (W^T dU)_j> = sum_i W_ij <dU_i, S_j>
-
-        All rows of anchors are 0.
+            dW += E,                     E_ij = h_i <D_i, X_0j>
+            D <- R * D + S * (V - q),    V = W^T (h * D),    q_j = <S_j, V_j> = sum_i W_ij E_ij
         """
-        # PyTorch's own guard, once_differentiable, lets a gradient pass for a constant where the incoming one is a constant.
+        # PyTorch's own guard, once_differentiable, lets a gradient pass for a constant where the incoming one is a
+        # constant.
         if torch.is_grad_enabled():
             raise RuntimeError("the fast path of the Group Loss has no second derivative: pass path='plain'")
-        W, logits, labels, anchors, S, L, G, R, inverse, logsumexp = ctx.saved_tensors
+        W, logits, labels, anchors, S, L, G, R, h, logsumexp = ctx.saved_tensors
         rows = ctx.rows
         with without_autocast(grad):
             dW, dL, A, g = _own_gradients(grad, W, L, G, anchors)
@@ -125,19 +127,24 @@ class _Losses(torch.autograd.Function):
             at_labels = _take(dL, rows) * S.index_select(1, labels) - _take((g / own_R).diag(), rows)
             D.scatter_add_(1, labels.expand(len(D), -1), at_labels)
             if R is not None:
-                by_U = _join(inverse * (D @ S.T), inverse * D.index_select(1, labels), anchors, rows)
+                E = _join(h * (D @ S.T), h * D.index_select(1, labels), anchors, rows)
                 W_free = _square(W.masked_fill(anchors, 0), rows)
-                q = (W_free * _square(by_U, rows)).sum(dim=0)[:, None]
-                D = ((inverse * W_free).T @ D).sub_(q).mul_(S).addcmul_(R, D)
-                dW = dW + by_U
-            dz = _logit_gradient(D.div_(ctx.temperature), grad * ctx.cross_entropy_weight, logits, labels, logsumexp, rows)
+                q = (W_free * _square(E, rows)).sum(dim=0)[:, None]
+                D = ((h * W_free).T @ D).sub_(q).mul_(S).addcmul_(R, D)
+                dW = dW + E
+            dz = _logit_gradient(
+                D.div_(ctx.temperature), grad * ctx.cross_entropy_weight, logits, labels, logsumexp, rows
+            )
         return dW, dz.to(logits.dtype), None, None, None, None, None
 
 
 def _own_probability(
     W: Float[Tensor, "n n"], L: Float[Tensor, "n n"], G: Float[Tensor, "n n"]
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"], Float[Tensor, " n"]]:
-    """p_i = L_ii s_i / t_i, or L_ii where t_i is 0: nothing supports the row, and it keeps its assignment. Returns p, s, t."""
+    """p_i = L_ii s_i / t_i, or L_ii where t_i is 0: nothing supports the row, and it keeps its assignment.
+
+    Returns p, s and t.
+    """
     own, s, t = L.diagonal(), (W * L.T).sum(dim=1), (W * G).sum(dim=1)
     unsupported = t == 0
     return torch.where(unsupported, own, own * s / t.masked_fill(unsupported, 1)), s, t
@@ -150,7 +157,8 @@ def _own_gradients(
     G: Float[Tensor, "n n"],
     anchors: Bool[Tensor, " n"],
 ) -> tuple[Float[Tensor, "n n"], Float[Tensor, "n n"], Float[Tensor, "n n"], Float[Tensor, " n"]]:
-    """Gradients of sum_i g_i * (-log p_i), g being `grad`, but 0 for anchors and where p is cut off at the smallest number.
+    """Gradients of sum_i g_i * (-log p_i), g being `grad`, but 0 for anchors and where p is cut off at the smallest
+    number.
 
         -log p_i = -log L_ii - log sum_j W_ij L_ji + log sum_j W_ij G_ij
 
@@ -218,8 +226,8 @@ def _logit_gradient(
     return dz.add_(D) if rows is None else dz.index_add_(0, rows, D)
 
 
-# On a CPU the rows of ordinary images, which are not anchors, are picked out. A GPU would make the host wait for their number,
-# and `torch.compile` would break its graph: there `rows` is None, and all rows are worked on.
+# On a CPU the rows of ordinary images, which are not anchors, are picked out. A GPU would make the host wait for their
+# number, and `torch.compile` would break its graph: there `rows` is None, and all rows are worked on.
 
 
 def _ordinary(anchors: Bool[Tensor, " n"]) -> Int[Tensor, " m"] | None:

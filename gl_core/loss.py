@@ -48,7 +48,7 @@ def plain_losses(
     cross_entropy_weight: float = 0.0,
     dynamics: str = "replicator",
 ) -> Float[Tensor, " n"]:
-    """One term an image, -log X_i[y_i] + cross_entropy_weight * cross_entropy(z_i, y_i), computed as the formulas read."""
+    """One term an image, -log X_i[y_i] + cross_entropy_weight * cross_entropy(z_i, y_i), as the formulas read."""
     X = initial_assignments(logits, labels, anchors, temperature)
     X = replicator_dynamics(W, X, num_iterations, dynamics=dynamics)
     own = X.gather(1, labels[:, None]).squeeze(1)
@@ -61,7 +61,7 @@ def plain_losses(
 
 @dataclass
 class _Settings:
-    """The hyperparameters of the Group Loss, as `GroupLoss` describes them, and the terms of the loss that they give."""
+    """The hyperparameters of the Group Loss, described in `GroupLoss`, and the terms of the loss that they give."""
 
     num_anchors: int
     num_iterations: int
@@ -134,8 +134,8 @@ def group_loss(
 
         loss = -1/n sum_i log X_i[y_i],   X = replicator_dynamics(similarity(f), initial_assignments(z), T)
 
-    The mean runs over all n rows; an anchor adds 0, as its row is one-hot. With T = 0 and no anchors this is the ordinary
-    cross-entropy of the logits at `temperature`.
+    The mean runs over all n rows; an anchor adds 0, as its row is one-hot. With T = 0 and no anchors this is the
+    ordinary cross-entropy of the logits at `temperature`.
 
     Args:
         features: embeddings f, as they come from the backbone (no normalisation needed).
@@ -144,18 +144,19 @@ def group_loss(
         num_anchors: anchors per class, 0 or more; classes with fewer images give all they have.
         num_iterations: T, 0 or more.
         temperature: above 0; divides the logits of the images that are not anchors.
-        similarity: a name of `SIMILARITIES`, or a function of the features that returns an (n, n) matrix without negative
-            entries.
+        similarity: a name of `SIMILARITIES`, or a function of the features that returns an (n, n) matrix without
+            negative entries.
         dynamics: "replicator" or "exponential".
-        path: "plain" computes as the formula reads, for any T and any order of derivatives; "fast" gives the same loss and
-            gradient of replicator dynamics for T up to 2 (see `gl_core.fast_loss`), without second derivatives; "auto" is
-            the faster of the two.
+        path: "plain" computes as the formula reads, for any T and any order of derivatives; "fast" gives the same loss
+            and gradient of replicator dynamics for T up to 2 (see `gl_core.fast_loss`), without second derivatives;
+            "auto" is the faster of the two.
         checks: when features, logits and labels are checked. "sync": at once, for which an accelerator is waited for.
             "deferred": never waits; where one is bad the loss is NaN, with gradient 0. "auto": "sync" on the CPU, else
             "deferred". Under `torch.compile` checks are deferred.
 
     Returns:
-        A scalar, 0 or more, in float32 or wider whatever autocast says. For finite input it is finite, and so is its gradient:
+        A scalar, 0 or more, in float32 or wider whatever autocast says. For finite input it is finite, and so is its
+        gradient:
 
         - probabilities that underflow count as the smallest positive number, with gradient 0;
         - a row whose support vanishes keeps its assignment (see `gl_core.propagation.replicator_dynamics`);
@@ -164,8 +165,8 @@ def group_loss(
         - a batch of one class is a batch like any other; one of anchors alone has loss and gradient 0.
 
     Raises:
-        ValueError: shapes disagree, a setting is out of its range, or, unless that is deferred, features or logits are not
-            finite or a label is not in 0..C-1.
+        ValueError: shapes disagree, a setting is out of its range, or, unless that is deferred, features or logits are
+            not finite or a label is not in 0..C-1.
     """
     settings = _Settings(num_anchors, num_iterations, temperature, similarity, dynamics, path)
     values = _checks.Values(checks)
@@ -180,9 +181,9 @@ class CrossEntropyLoss(nn.Module):
 
         loss = -1/n sum_i log softmax(A f_i + b)[y_i]
 
-    Holds the classifier, which is needed in training only: its parameters must reach the optimiser. The calling convention is
-    that of pytorch-metric-learning's classification losses. Under autocast the classifier runs in half precision and the
-    cross-entropy in float32.
+    Holds the classifier, which is needed in training only: its parameters must reach the optimiser. The calling
+    convention is that of pytorch-metric-learning's classification losses. Under autocast the classifier runs in half
+    precision and the cross-entropy in float32.
 
     Args:
         num_classes: C, training classes.
@@ -225,16 +226,16 @@ class CrossEntropyLoss(nn.Module):
         Args:
             embeddings: finite, as long as `embedding_size`.
             labels: whole numbers in 0..num_classes-1, anything that `torch.as_tensor` takes.
-            indices_tuple: what a miner of pytorch-metric-learning found (pairs or triplets of image indices). As in that
-                library's classification losses, it weighs each image by how often it occurs there, the commonest by 1; where
-                nothing was found all weigh the same.
+            indices_tuple: what a miner of pytorch-metric-learning found (pairs or triplets of image indices). As in
+                that library's classification losses, it weighs each image by how often it occurs there, the commonest
+                by 1; where nothing was found all weigh the same.
 
         Returns:
             A scalar in float32 or wider.
 
         Raises:
-            ValueError: embeddings are not finite or of another length, or labels out of range. On an accelerator the loss
-                is NaN instead, and `check` raises.
+            ValueError: embeddings are not finite or of another length, or labels out of range. On an accelerator the
+                loss is NaN instead, and `check` raises.
         """
         losses = self.losses(embeddings, labels)
         if indices_tuple is None or not any(map(len, indices_tuple)):
@@ -259,8 +260,8 @@ class GroupLoss(CrossEntropyLoss):
 
         loss = group_loss(f, A f + b, y) + cross_entropy_weight * cross_entropy(A f + b, y)
 
-    A batch should hold P classes with K images each (see `gl_core.sampling.GroupSampler`): with one image a class the others
-    have nothing to say about it.
+    A batch should hold P classes with K images each (see `gl_core.sampling.GroupSampler`): with one image a class the
+    others have nothing to say about it.
 
     On a GPU the host never waits for it, and shapes depend on those of the input alone:
     `torch.cuda.make_graphed_callables(loss, (embeddings, labels))` makes one launch of the loss and its gradient.

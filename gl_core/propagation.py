@@ -1,18 +1,20 @@
 """Label propagation by replicator dynamics: the idea of the Group Loss.
 
-The n images of a batch look at each other. How alike two of them are is their *similarity*; what each one is believed to be
-is its *assignment*, a distribution over the C classes. Images that resemble each other pull their assignments together:
+The n images of a batch look at each other. How alike two of them are is their *similarity*; what each one is believed
+to be is its *assignment*, a distribution over the C classes. Images that resemble each other pull their assignments
+together:
 
     W = similarity(features)                          (n, n), symmetric, in [0, 1]
     X = initial_assignments(logits, labels, anchors)  (n, C), rows sum to 1
     X <- X * (W X), rows divided by their sums        T times
 
-Symbols: n images, d features, C classes, T iterations. Everything here runs in float32 or wider, whatever autocast says:
-products of probabilities fall below what half precision can hold.
+Symbols: n images, d features, C classes, T iterations. Everything here runs in float32 or wider, whatever autocast
+says: products of probabilities fall below what half precision can hold.
 
-Source: Elezi et al., "The Group Loss for Deep Metric Learning", ECCV 2020. The dynamics are those of Hummel and Zucker's
-relaxation labelling (1983); that they climb the average consistency is a theorem of Baum and Eagon (1967). The exponential
-variant is that of Pelillo and Torsello, "Payoff-Monotonic Game Dynamics and the Maximum Clique Problem", 2006.
+Source: Elezi et al., "The Group Loss for Deep Metric Learning", ECCV 2020. The dynamics are those of Hummel and
+Zucker's relaxation labelling (1983); that they climb the average consistency is a theorem of Baum and Eagon (1967). The
+exponential variant is that of Pelillo and Torsello, "Payoff-Monotonic Game Dynamics and the Maximum Clique Problem",
+2006.
 """
 
 import contextlib
@@ -35,8 +37,8 @@ __all__ = [
 
 NEGATIVES = ("cut", "shift")
 DYNAMICS = ("replicator", "exponential")
-# The rate of exponential dynamics that the public library of dominant sets (S. Vascon, DominantSetLibrary) uses for payoffs
-# that are, as here, means of similarities in [0, 1].
+# The rate of exponential dynamics that the public library of dominant sets (S. Vascon, DominantSetLibrary) uses for
+# payoffs that are, as here, means of similarities in [0, 1].
 RATE = 10.0
 
 
@@ -63,17 +65,17 @@ def pearson_similarity(features: Float[Tensor, "n d"], *, negatives: str = "cut"
         cut:    W_ij = max(0, r_ij)
         shift:  W_ij = (r_ij - m) / (1 - m),   m = min(0, min_ij r_ij)
 
-    A row of zero variance correlates with nothing: r is zero everywhere but on the diagonal. Cutting is what the authors do.
-    Shifting keeps the order of the dissimilar, and lets all but the least similar images take part; the gradient passes
-    through m.
+    A row of zero variance correlates with nothing: r is zero everywhere but on the diagonal. Cutting is what the
+    authors do. Shifting keeps the order of the dissimilar, and lets all but the least similar images take part; the
+    gradient passes through m.
 
     Args:
         features: (n, d), finite.
         negatives: "cut" or "shift".
 
     Returns:
-        (n, n) in float32 or wider, symmetric (to rounding), in [0, 1], with ones on the diagonal (as in the authors' released
-        code; their documentation says zeros).
+        (n, n) in float32 or wider, symmetric (to rounding), in [0, 1], with ones on the diagonal (as in the authors'
+        released code; their documentation says zeros).
 
     Raises:
         ValueError: `features` is not a matrix of finite numbers, or `negatives` is unknown.
@@ -92,8 +94,8 @@ def cosine_similarity(features: Float[Tensor, "n d"], *, negatives: str = "cut")
 
         r_ij = <f_i, f_j> / (|f_i| |f_j|)
 
-    The negatives are cut or shifted as those of `pearson_similarity`. A zero vector resembles nothing: r is zero everywhere
-    but on the diagonal.
+    The negatives are cut or shifted as those of `pearson_similarity`. A zero vector resembles nothing: r is zero
+    everywhere but on the diagonal.
 
     Args:
         features: (n, d), finite.
@@ -200,12 +202,13 @@ def replicator_dynamics(
     """Refine the assignments `num_iterations` times by the assignments of similar images.
 
         replicator:   X_ic <- X_ic S_ic / sum_k X_ik S_ik,                       S = W X
-        exponential:  X_ic <- X_ic exp(10 S_ic) / sum_k X_ik exp(10 S_ik),       S = W X, rows of W divided by their sums
+        exponential:  X_ic <- X_ic exp(10 S_ic) / sum_k X_ik exp(10 S_ik),       S = W X, rows of W divided by their
+            sums
 
     An entry of 0 stays 0, so one-hot rows (the anchors) never change. A row whose support vanishes (the denominator of
-    `replicator` is 0, because nothing similar believes in any class that this row believes in) keeps its assignment. For
-    symmetric W with no negative entries no iteration of `replicator` lowers `average_consistency`; the exponential dynamics
-    move faster where neighbours agree, and make no such promise.
+    `replicator` is 0, because nothing similar believes in any class that this row believes in) keeps its assignment.
+    For symmetric W with no negative entries no iteration of `replicator` lowers `average_consistency`; the exponential
+    dynamics move faster where neighbours agree, and make no such promise.
 
     Args:
         similarity: W, (n, n), finite and nowhere negative.
@@ -215,7 +218,8 @@ def replicator_dynamics(
         dynamics: "replicator" or "exponential".
 
     Returns:
-        The refined assignments, (n, C), or with `return_path` all of them from the first (T = 0) to the last, (T + 1, n, C).
+        The refined assignments, (n, C), or with `return_path` all of them from the first (T = 0) to the last, (T + 1,
+        n, C).
 
     Raises:
         ValueError: shapes disagree, an entry is negative or not finite, `num_iterations` is negative, or `dynamics` is

@@ -16,26 +16,27 @@ __all__ = ["GroupSampler"]
 class GroupSampler(BatchSampler):
     """A batch sampler whose batches hold P distinct classes with K images each.
 
-    One epoch shows every image of every class once (as far as a batch holds K of a class): the images of each class are shuffled
-    and cut into sets of K, and every batch takes one set of P different classes. In detail:
+    One epoch shows every image of every class once (as far as a batch holds K of a class): the images of each class are
+    shuffled and cut into sets of K, and every batch takes one set of P different classes. In detail:
 
     - every batch holds exactly P x K indices, the K images of a class side by side;
-    - no class is twice in a batch, and no image is twice in a batch, unless its class has fewer than K images, which then
-      repeat as evenly as they can;
+    - no class is twice in a batch, and no image is twice in a batch, unless its class has fewer than K images, which
+      then repeat as evenly as they can;
     - the last set of a class is filled up with other images of that class, the last places of the batches with further
       classes;
-    - every class is reached in every epoch. Only where one class is so large that it would be in every batch, and still have
-      images left, are these left for other epochs;
+    - every class is reached in every epoch. Only where one class is so large that it would be in every batch, and still
+      have images left, are these left for other epochs;
     - `len()` is right before the first iteration and the same in every epoch;
-    - the same seed and epoch give the same batches. Iterating moves on to the next epoch by itself; `set_epoch` chooses one.
+    - the same seed and epoch give the same batches. Iterating moves on to the next epoch by itself; `set_epoch` chooses
+      one.
 
-    Use it as `DataLoader(dataset, batch_sampler=GroupSampler(dataset.labels, 12, 8))`, or as the `sampler` of a trainer of
-    pytorch-metric-learning. Lightning sets the epoch; with several processes it must leave batches alone:
+    Use it as `DataLoader(dataset, batch_sampler=GroupSampler(dataset.labels, 12, 8))`, or as the `sampler` of a trainer
+    of pytorch-metric-learning. Lightning sets the epoch; with several processes it must leave batches alone:
     `Trainer(use_distributed_sampler=False)`, `fabric.setup_dataloaders(loader, use_distributed_sampler=False)`.
 
-    Several processes share each batch: every one of `num_replicas` samplers, made alike but for their `rank`, yields its part
-    of the same P x K images. The parts, one after the other in the order of ranks, are the batch that one process would have
-    (`gl_core.distributed.whole_batch` joins their embeddings).
+    Several processes share each batch: every one of `num_replicas` samplers, made alike but for their `rank`, yields
+    its part of the same P x K images. The parts, one after the other in the order of ranks, are the batch that one
+    process would have (`gl_core.distributed.whole_batch` joins their embeddings).
 
     Args:
         labels: class of each image (n,), integers, anything that `torch.as_tensor` takes; position i is the index that
@@ -43,10 +44,10 @@ class GroupSampler(BatchSampler):
         classes_per_batch: P, from 1 to the number of classes. The Group Loss wants at least 2.
         samples_per_class: K, 1 or more. The Group Loss wants at least 2, and more than its anchors.
         seed: 0 or more.
-        balanced: show each class equally often (to one time in an epoch), however many images it has. An epoch is about as long
-            as it is without; images of large classes are left for other epochs, those of small ones come again.
-        num_replicas: processes that share a batch, 1 or more; P x K must be a multiple of it. Not given, it is the number of
-            processes of `torch.distributed`, or 1 without.
+        balanced: show each class equally often (to one time in an epoch), however many images it has. An epoch is about
+            as long as it is without; images of large classes are left for other epochs, those of small ones come again.
+        num_replicas: processes that share a batch, 1 or more; P x K must be a multiple of it. Not given, it is the
+            number of processes of `torch.distributed`, or 1 without.
         rank: which of them this one is, from 0.
 
     Raises:
@@ -162,8 +163,8 @@ class GroupSampler(BatchSampler):
     def _choose_classes(self, random: np.random.Generator) -> list[list[int]]:
         """The classes of each batch, P distinct ones.
 
-        Each class goes into the batches that have the fewest classes yet, ties broken at random. That keeps the numbers of
-        classes in any two batches within one of each other, so that no batch gets more than P.
+        Each class goes into the batches that have the fewest classes yet, ties broken at random. That keeps the numbers
+        of classes in any two batches within one of each other, so that no batch gets more than P.
         """
         chosen: list[list[int]] = [[] for _ in range(self._num_batches)]
         taken, sets = np.zeros(self._num_batches), self._sets.copy()

@@ -10,11 +10,12 @@ from torch.utils._pytree import tree_leaves
 
 from gl_core import fast_loss
 from gl_core.fast_loss import fast_losses
-from gl_core.loss import GroupLoss, plain_losses, group_loss
+from gl_core.loss import GroupLoss, group_loss, plain_losses
 from gl_core.propagation import pearson_similarity, select_anchors
 
 PATHS = ("plain", "fast")
-# In float32, of what float64 gives: the plain path, too, is up to 1.3e-6 away in 2,500 random problems, the fast one 1.5e-6.
+# In float32, of what float64 gives: the plain path, too, is up to 1.3e-6 away in 2,500 random problems, the fast one
+# 1.5e-6.
 TOLERANCE = {torch.float32: 3e-6, torch.float64: 1e-9}
 
 
@@ -220,7 +221,8 @@ def test_the_gradient_is_the_same_inside_autocast(num_iterations, cross_entropy_
         if not inside:
             value.backward()
         found[inside] = embeddings.grad
-    # Outside, the classifier's product alone is in half precision; inside, that of its gradient too, and the similarity's.
+    # Outside, the classifier's product alone is in half precision; inside, that of its gradient too, and the
+    # similarity's.
     assert (found[True] - found[False]).norm() <= 0.02 * found[False].norm()
 
 

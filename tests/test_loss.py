@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-
 from pytorch_metric_learning.utils.loss_and_miner_utils import convert_to_weights
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -172,7 +171,14 @@ def test_mined_indices_weigh_as_in_pytorch_metric_learning(counts):
 def test_labels_and_whole_numbers_of_any_kind():
     features, logits, labels = batch()
     expected = group_loss(features, logits, labels)
-    kinds = (labels.int(), labels.to(torch.uint8), labels.to(torch.uint16), labels.numpy(), list(labels), labels.tolist())
+    kinds = (
+        labels.int(),
+        labels.to(torch.uint8),
+        labels.to(torch.uint16),
+        labels.numpy(),
+        list(labels),
+        labels.tolist(),
+    )
     for other in kinds:
         assert group_loss(features, logits, other, num_anchors=np.int64(2), num_iterations=np.uint8(1)).equal(expected)
     loss = GroupLoss(labels.numpy().max() + 1, np.int32(8), num_anchors=np.int64(1))

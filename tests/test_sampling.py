@@ -177,7 +177,13 @@ def test_it_drives_the_trainers_of_pytorch_metric_learning():
         "metric_loss_optimizer": torch.optim.SGD(loss.parameters(), 0.1),
     }
     trainer = trainers.MetricLossOnly(
-        {"trunk": network}, optimizers, 24, {"metric_loss": loss}, data_set(labels), sampler=sampler, dataloader_num_workers=0
+        {"trunk": network},
+        optimizers,
+        24,
+        {"metric_loss": loss},
+        data_set(labels),
+        sampler=sampler,
+        dataloader_num_workers=0,
     )
     trainer.train(num_epochs=2)
     assert trainer.iterations_per_epoch == len(sampler) == 10 and sampler.epoch == 2

@@ -1,7 +1,6 @@
 """Measure, print the table, and keep it."""
 
 import argparse
-import ast
 import hashlib
 import json
 import sys
@@ -15,7 +14,6 @@ import torch
 from benchmarks import measure, parts
 from gl_core import devices
 from gl_core.training import records
-from glbook.sweeps import keys
 
 SHARED = ("measure.py", "memory.py", "neighbours.py")  # by other parts
 FOLDER = "benchmarks"  # of the records; a table is no run, and `load_runs` passes it over
@@ -67,10 +65,9 @@ def _measured(part: str, case: measure.Case, quick: bool) -> dict[str, Any]:
 
 @cache
 def code_of(part: str) -> str:
-    """A hash of what a part measures and how: other code that changes does not make it be measured again."""
+    """A hash of what a part measures and how."""
     sources = [(Path(__file__).parent / name).read_text(encoding="utf-8") for name in (f"{part}.py", *SHARED)]
-    library = keys.modules_behind(name for source in sources for name in keys.imported(ast.parse(source)))
-    return hashlib.sha256("\0".join([*sources, keys.source_version(library)]).encode()).hexdigest()
+    return hashlib.sha256("\0".join([*sources, records.code_hash()]).encode()).hexdigest()
 
 
 def table(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -129,26 +129,13 @@ def test_a_table_names_the_commit_of_every_row():
 
 def test_a_part_is_measured_again_when_what_it_measures_has_changed(monkeypatch, tmp_path):
     seen = []
-    monkeypatch.setattr(command.runs, "project_root", lambda: tmp_path)
+    monkeypatch.setattr(command.records, "project_root", lambda: tmp_path)
     monkeypatch.setattr(command.measure, "measure", lambda part, found, quick: seen.append(part) or {"part": part})
     for version, times in (("before", 1), ("before", 1), ("after", 2)):
-        monkeypatch.setattr(command.keys, "source_version", lambda names, version=version: version)
+        monkeypatch.setattr(command.records, "code_hash", lambda version=version: version)
         command.code_of.cache_clear()
         row = command._measured("reranking", case(), quick=False)
         assert len(seen) == times and row["part"] == "reranking" and "commit" in row
-    command.code_of.cache_clear()
-
-
-def test_what_a_part_measures_is_known_through_its_imports(monkeypatch):
-    behind = {}
-    monkeypatch.setattr(command.keys, "source_version", lambda names: ",".join(sorted(names)))
-    modules_behind = command.keys.modules_behind
-    monkeypatch.setattr(command.keys, "modules_behind", lambda names: behind.setdefault("now", modules_behind(names)))
-    for part, needed in (("reranking", "rerank"), ("loss", "fast_loss"), ("clusters", "clustering")):
-        behind.clear()
-        command.code_of.cache_clear()
-        command.code_of(part)
-        assert needed in behind["now"] and "training" not in behind["now"], part
     command.code_of.cache_clear()
 
 

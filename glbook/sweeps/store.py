@@ -8,7 +8,7 @@ has the lock. The record's file is named by the key and created only if there is
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +46,9 @@ class Store:
         return FileLock(self._path(key, "lock"), timeout=0)
 
     def begin(self, key: str) -> Path:
-        """A new folder for the records of a run, which what is left of earlier attempts goes from. Only with the lock."""
+        """A new folder for the records of a run; what earlier attempts left is removed. Only with the lock."""
         self.forget_failure(key)
-        for stale in self.folder.glob(f"{key}.*.staged"):
-            shutil.rmtree(stale, ignore_errors=True)
+        self._remove_staged(key)
         # An attempt that was killed may have a kernel that writes one last record, but not into this folder.
         staged = self._path(key, f"{os.urandom(4).hex()}.staged")
         staged.mkdir()
@@ -77,7 +76,7 @@ class Store:
 
         Raises ValueError, naming the file, for a record that is broken.
         """
-        found = [_read(path) for path in sorted(self._records(key))]
+        found = [_read(path) for path in sorted(self._records(key), key=lambda path: path.stem)]
         if purpose is None or any(record.get("purpose") == purpose for record in found):
             return [record for record in found if purpose in (None, record.get("purpose"))]
         first = [record | {"purpose": purpose} for record in found if record.get("purpose") == found[0].get("purpose")]
@@ -87,6 +86,7 @@ class Store:
 
     def fail(self, key: str, error: str, trace: str) -> None:
         """Note that the run failed. Only with the lock."""
+        self._remove_staged(key)
         records.write_atomically(self._path(key, "failed"), f"{error}\n\n{trace}\n".encode())
 
     def failure(self, key: str) -> str:
@@ -99,6 +99,10 @@ class Store:
 
     def _path(self, key: str, kind: str) -> Path:
         return self.folder / f"{key}.{kind}"
+
+    def _remove_staged(self, key: str) -> None:
+        for staged in self.folder.glob(f"{key}.*.staged"):
+            shutil.rmtree(staged, ignore_errors=True)
 
     def _is_locked(self, key: str) -> bool:
         if not self._path(key, "lock").exists():
@@ -115,15 +119,18 @@ class Store:
             yield from (self.root / parent / "results").rglob(f"*{key}*.json")
 
     def _write(self, key: str, record: dict[str, Any], number: int) -> None:
-        purpose = record.get("purpose")
-        words = [record.get(name) for name in ("dataset", "method", "seed")] + [key]
-        words += ["tuning"] * (purpose == "tuning") + [number] * (number > 1)
-        name = "-".join(str(word) for word in words if word is not None) + ".json"
-        folder = self.root / ("_build" if purpose is None else "data") / "results"
+        folder = self.root / ("_build" if record.get("purpose") is None else "data") / "results"
         try:
-            records.write_record(record, folder, name)
+            records.write_record(record, folder, self.name(record | {"key": key}, number))
         except FileExistsError:
             pass  # an attempt that was killed here, or another sweep, has put the same there
+
+    @staticmethod
+    def name(record: Mapping[str, Any], number: int) -> str:
+        """The name of the file of a run's record; a run that leaves several numbers them from 1."""
+        words = [record.get(word) for word in ("dataset", "method", "seed", "key")]
+        words += ["tuning"] * (record.get("purpose") == "tuning") + [number] * (number > 1)
+        return "-".join(str(word) for word in words if word is not None) + ".json"
 
 
 def _read(path: Path) -> dict[str, Any]:

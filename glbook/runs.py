@@ -64,8 +64,8 @@ def recorded(
 ) -> "pd.DataFrame":
     """The recorded runs that match, oldest first, repeats left out; an empty table where there are none.
 
-    None matches everything. `settings` are compared with the configurations, `epochs=30` for instance. `root` is the folder
-    of records, that of the book if not given. Raises ValueError for a setting that no configuration has.
+    None matches everything. `settings` are compared with the configurations, `epochs=30` for instance. `root` is the
+    folder of records, that of the book if not given. Raises ValueError for a setting that no configuration has.
     """
     from gl_core.training.config import Config
 
@@ -86,12 +86,15 @@ def recorded(
 def matching(
     configs: "Iterable[Config]", *, chapter: str = "training", purpose: str = "final", root: str | None = None
 ) -> "pd.DataFrame":
-    """The recorded run of each configuration, in their order; the newest where there are several, none where there is none.
+    """The recorded run of each configuration, in their order; the newest where there are several, none where there is
+    none.
 
-    Only runs of one `chapter` count: that on test-time strategies records its trainings too, with all it found out besides.
+    Only runs of one `chapter` count: that on test-time strategies records its trainings too, with all it found out
+    besides.
 
-    Configurations are the same if all settings are, seed included, but for those that say where data lie and a run is made, and
-    preset and profile, which only set defaults. A setting that came after a run was recorded has its default there.
+    Configurations are the same if all settings are, seed included, but for those that say where data lie and a run is
+    made, and preset and profile, which only set defaults. A setting that came after a run was recorded has its default
+    there.
     """
     table = load_runs(root)
     table = table[(table["purpose"] == purpose) & (table["chapter"] == chapter) & table["config"].map(bool)]
@@ -104,8 +107,8 @@ def matching(
 def planned(sweep: str) -> "list[Config]":
     """The configurations of a sweep's runs, in order, whether they have been run or not.
 
-    `sweep` is a file as `glbook sweep` reads it, its path relative to the book's folder. Other than there the data need not be
-    here: a page shows what is recorded also where it could not be recorded. In a tuned sweep, methods that have not been tuned
+    `sweep` is a file as `glbook sweep` reads it, its path relative to the book's folder. The data need not be here: a
+    page shows what is recorded also where it could not be recorded. In a tuned sweep, methods that have not been tuned
     yet are left out.
     """
     from gl_core.training.config import Config
@@ -198,15 +201,16 @@ COLUMNS = [
 def load_runs(root: str | os.PathLike | None = None) -> "pd.DataFrame":
     """All records under a folder, one row a run, oldest first.
 
-    The columns are run_id, created (UTC), commit, chapter, dataset, method, seed, device, wall_time_s, purpose, config (a
-    dict), then the metrics of the trained network ("R@1", "MAP@R", ...), those of the untrained one ("untrained R@1", ...),
-    the metrics per epoch ("history", a list of dicts; "selection" for the epochs on held-out classes), "key" (two runs of one
-    key give the same result, see `glbook.sweeps.keys`), "path", and "repeat": whether an older record of the table has the same
-    key and purpose, so that the two are one run in any statistic.
+    The columns are run_id, created (UTC), commit, chapter, dataset, method, seed, device, wall_time_s, purpose, config
+    (a dict), then the metrics of the trained network ("R@1", "MAP@R", ...), those of the untrained one ("untrained
+    R@1", ...), the metrics per epoch ("history", a list of dicts; "selection" for the epochs on held-out classes),
+    "key" (two runs of one key give the same result, see `glbook.sweeps.keys`), "path", and "repeat": whether an older
+    record of the table has the same key and purpose, so that the two are one run in any statistic.
 
     Args:
-        root: the folder, `data/results` of the book if not given; subfolders are read too. A file that is no record is passed
-            over, one that is broken with a warning that names it, and the copy of a record counts as one with it.
+        root: the folder, `data/results` of the book if not given; subfolders are read too. A file that is no record is
+            passed over, one that is broken with a warning that names it, and the copy of a record counts as one with
+            it.
 
     Returns:
         The table; empty, with its columns, for an empty or missing folder.

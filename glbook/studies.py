@@ -13,9 +13,11 @@ __all__ = ["Study", "best_settings", "folder", "studies"]
 
 @dataclass(frozen=True)
 class Study:
-    """The trials of a method and the settings that did best; written to `data/results/tuning`, where it is no record of a run.
+    """The trials of a method and the settings that did best; written to `data/results/tuning`, where it is no record of
+    a run.
 
-    `best` are parameters of a chapter; each trial has its parameters, the id of its record, and its score, None if it failed.
+    `best` are parameters of a chapter; each trial has its parameters, the id of its record, and its score, None if it
+    failed.
     """
 
     study: str
@@ -35,7 +37,7 @@ class Study:
 
 
 def studies(dataset: str, backbone: str, image_size: int) -> dict[str, Study]:
-    """The newest study of each method on this data set with this network, in the order of `METHODS`; {} where there is none."""
+    """The newest study of each method on this data set with this network, in the order of `METHODS`."""
     from gl_core.training.config import METHODS
 
     made = [Study(**json.loads(path.read_text(encoding="utf-8"))) for path in folder().glob("*.json")]
@@ -57,8 +59,8 @@ def best_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     found = studies(config.dataset, config.backbone, config.image_size)
     if config.method not in found:
         raise ValueError(
-            f"tuned: no tuning of {config.method} on {config.dataset} ({config.backbone}, {config.image_size} px) is recorded; "
-            f"make one by `glbook tune {config.method} -p dataset {config.dataset}`"
+            f"tuned: no tuning of {config.method} on {config.dataset} ({config.backbone}, {config.image_size} px) "
+            f"is recorded; make one by `glbook tune {config.method} -p dataset {config.dataset}`"
         )
     return found[config.method].best
 

@@ -36,7 +36,8 @@ def _log(low: float, high: float) -> Range:
     return Range(low, high, log=True)
 
 
-# Factors: of the learning rate that the configuration has by itself, and of the classifier's or the proxies' rate to that one.
+# Factors: of the learning rate that the configuration has by itself, and of the classifier's or the proxies' rate to
+# that one.
 _RATE = {"learning_rate": _log(0.25, 4)}
 _RATES = _RATE | {"classifier_learning_rate": _log(1, 100)}
 # What is tuned of each method. The first trial is always the default, which is that of the paper where it has one.
@@ -66,11 +67,12 @@ def tune(
     workers: int | None = None,
     say: Callable[[str], None] = print,
 ) -> Study:
-    """Look for settings of a method in its `SPACES`, at half the epochs, judged by the mean of R@1 and MAP@R on held-out classes.
+    """Look for settings of a method in its `SPACES`, at half the epochs, judged by the mean of R@1 and MAP@R on
+    held-out classes.
 
-    The first trial has the defaults, the next few are drawn at random, the others by the tree-structured Parzen estimator of Optuna,
-    from `seed`. Each is a run of a sweep with purpose "tuning": those that are recorded already are not made again, so a study
-    that was interrupted goes on. The test classes are never read.
+    The first trial has the defaults, the next few are drawn at random, the others by the tree-structured Parzen
+    estimator of Optuna, from `seed`. Each is a run of a sweep with purpose "tuning": those that are recorded already
+    are not made again, so a study that was interrupted goes on. The test classes are never read.
 
     Args:
         method: a method with a search space.
@@ -81,7 +83,8 @@ def tune(
         scheduler, workers, say: see `glbook.sweeps.run_plan`.
 
     Raises:
-        ValueError: a method without a space, bad parameters, parameters that the study sets itself, or all trials failed.
+        ValueError: a method without a space, bad parameters, parameters that the study sets itself, or all trials
+            failed.
     """
     optuna = _extras.require("optuna", extra="sweeps")
     _checks.choice("method", method, SPACES)

@@ -1,7 +1,7 @@
 """Small trainings give what they gave when their results were written down, or `RESULTS_VERSION` has been raised.
 
-Recorded runs of the same version count as made. Where this test fails, results have changed: if they were meant to, raise the
-version in gl_core/training/version.py and write them down anew:
+Recorded runs of the same version count as made. Where this test fails, results have changed: if they were meant to,
+raise the version in gl_core/training/version.py and write them down anew:
 
     python tests/test_golden.py
 """

@@ -57,9 +57,8 @@ def test_a_grid_is_every_combination_of_a_list(book):
         "classes_per_batch=4 samples_per_class=6 learning_rate=0.002 seed=0",
     ]
     assert len(made.runs) == 8 == len({run.key for run in made.runs})
-    assert made.runs[0].given == {
-        "dataset": "glyphs", "epochs": 2, "classes_per_batch": 4, "samples_per_class": 6, "learning_rate": 1e-3, "seed": 0
-    }  # fmt: skip
+    batch = {"classes_per_batch": 4, "samples_per_class": 6}
+    assert made.runs[0].given == {"dataset": "glyphs", "epochs": 2, "learning_rate": 1e-3, "seed": 0} | batch
     assert made.runs[0].settings["optimizer"] == "radam" and made.threads == 1
 
 

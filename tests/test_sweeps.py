@@ -174,8 +174,8 @@ def test_a_sweep_on_a_cluster_of_other_processes(book):
         for _ in range(2):
             # Elsewhere than in the book: a worker is told where it lies.
             workers.append(subprocess.Popen(
-                [sys.executable, "-c", program.format("worker"), "--scheduler-file", str(address_file), "--nthreads", "1",
-                 "--no-nanny", "--no-dashboard"], cwd=book.parent, **quiet,
+                [sys.executable, "-c", program.format("worker"), "--scheduler-file", str(address_file), "--nthreads",
+                 "1", "--no-nanny", "--no-dashboard"], cwd=book.parent, **quiet,
             ))  # fmt: skip
         until(address_file.exists)
         address = json.loads(address_file.read_text())["address"]
@@ -250,8 +250,10 @@ class TestStore:
             Store().end(run.key, staged)
 
     def test_the_lock_on_a_run_ends_with_its_process(self, book):
-        hold = "from glbook.sweeps.store import Store; lock = Store().lock('k'); lock.acquire(); print(1, flush=True); input()"
-        holder = subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        hold = "from glbook.sweeps.store import Store\nwith Store().lock('k'): print(1, flush=True); input()"
+        holder = subprocess.Popen(
+            [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         assert holder.stdout.readline() == "1\n"
         assert Store().state("k") == "running"
         holder.kill()
@@ -280,7 +282,7 @@ class TestStore:
         self.made(sweeps.read_plan(plan).runs[0], "a", "b")
         kept = sweeps.run_plan(sweeps.read_plan(plan, keep="final"), say=lambda line: None).records
         assert [(record["run_id"], record["purpose"]) for record in kept] == [("a", "final"), ("b", "final")]
-        assert len(list((book / "data" / "results").iterdir())) == 2 == len(list((book / "_build" / "results").iterdir()))
+        assert [len(list((book / top / "results").iterdir())) for top in ("data", "_build")] == [2, 2]
 
     def test_a_run_without_records_leaves_a_mark(self, book):
         (run,) = sweeps.read_plan(write({"seed": [0]})).runs

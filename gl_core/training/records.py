@@ -1,9 +1,9 @@
 """The record of a run: what was done, by which code, where and when, and what came out.
 
-A record is one small JSON file, written whole or not at all, and never changed. Records of the book's build, of tests and of
-trials go to `_build/results`, which git ignores; only a run that is asked to be kept goes to `data/results`, with its purpose:
-`final`, a result that pages may cite, or `tuning`, a step on the way to one. One file a run, so that git merges the records of
-two people without conflict.
+A record is one small JSON file, written whole or not at all, and never changed. Records of the book's build, of tests
+and of trials go to `_build/results`, which git ignores; only a run that is asked to be kept goes to `data/results`,
+with its purpose: `final`, a result that pages may cite, or `tuning`, a step on the way to one. One file a run, so that
+git merges the records of two people without conflict.
 """
 
 import errno
@@ -36,8 +36,8 @@ PACKAGE = Path(__file__).resolve().parents[1]
 def project_root() -> Path:
     """The folder of the book: the nearest one, from the working directory upwards, that holds `_config.yml` and `book`.
 
-    Without one (the library was installed on its own) the folder around the package if that is the book, else the working
-    directory.
+    Without one (the library was installed on its own) the folder around the package if that is the book, else the
+    working directory.
     """
     here = Path.cwd()
     for folder in (here, *here.parents, PACKAGE.parent):
@@ -97,8 +97,8 @@ def write_record(record: dict[str, Any], folder: Path | None = None, name: str |
 
     Args:
         record: see `new_record`.
-        folder: `results_folder(record["purpose"])` if not given; in a run of a sweep one from where the sweep takes the record
-            when the run has ended well.
+        folder: `results_folder(record["purpose"])` if not given; in a run of a sweep one from where the sweep takes the
+            record when the run has ended well.
         name: of the file, `<run_id>.json` if not given.
 
     Returns:
@@ -120,7 +120,7 @@ def write_record(record: dict[str, Any], folder: Path | None = None, name: str |
 
 
 def write_atomically(path: Path, content: bytes, *, overwrite: bool = True) -> None:
-    """Write a file that other processes see whole or not at all. Raises OSError and leaves nothing behind if that fails."""
+    """Write a file that other processes see whole or not at all; OSError, with nothing left behind, if that fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{os.urandom(8).hex()}.tmp")
     try:
@@ -151,7 +151,7 @@ def _move_to_new(source: Path, path: Path) -> None:
 
 @cache
 def commit() -> str | None:
-    """The commit that the code was at, with "-dirty" behind it if library or chapters were changed since; None outside git."""
+    """The commit of the code, with "-dirty" behind it if library or chapters were changed since; None outside git."""
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", "-C", PACKAGE, *words], capture_output=True, text=True, check=True, timeout=30)

@@ -27,8 +27,8 @@ def count(device: str | None) -> int:
 def reserved(device: str | None) -> Iterator[str | None]:
     """Hold a GPU for this process and show it, and no other, to those that it starts. Waits until one is free.
 
-    Yields which one, as in CUDA_VISIBLE_DEVICES; None where the run computes on something else. The reservation is a lock on a
-    file in the user's cache, which ends with the process.
+    Yields which one, as in CUDA_VISIBLE_DEVICES; None where the run computes on something else. The reservation is a
+    lock on a file in the user's cache, which ends with the process.
     """
     found = _candidates(device)
     if not found:

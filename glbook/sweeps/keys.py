@@ -16,17 +16,17 @@ __all__ = ["WHERE", "dataset_version", "run_key", "setting", "settings_that_coun
 
 # Settings that say where something lies or runs, and those that only set defaults of others.
 WHERE = ("data_root", "weights", "device", "workers", "preset", "profile")
-# Settings that are newer than recorded runs, each with the value that computes what was computed before there was this setting.
-# At that value it is left out of the key, so that the recorded runs stay valid.
+# Settings that are newer than recorded runs, each with the value that computes what was computed before there was this
+# setting. At that value it is left out of the key, so that the recorded runs stay valid.
 ADDED: dict[str, Any] = {}
 
 
 def run_key(chapter: str, parameters: Mapping[str, Any], config: Mapping[str, Any], data_version: str | None) -> str:
     """The key of a run of a chapter, 16 hexadecimal digits.
 
-    A hash of all that its result depends on: the chapter, its parameters, the settings of its training (`Config.as_dict`, {}
-    for a chapter that has none), the version of the data, and the version of the training code. Where the data lie, on what
-    device it is computed, and whether the record is kept, is no part of it.
+    A hash of all that its result depends on: the chapter, its parameters, the settings of its training
+    (`Config.as_dict`, {} for a chapter that has none), the version of the data, and the version of the training code.
+    Where the data lie, on what device it is computed, and whether the record is kept, is no part of it.
     """
     own = {name: value for name, value in parameters.items() if name not in (*config, *WHERE, "keep")}
     counted = settings_that_count(config) if config else {}

@@ -91,8 +91,9 @@ def read_plan(path: Path, given: Mapping[str, Any] | None = None, keep: str | No
         keep: the purpose of the records, in place of the file's.
 
     Raises:
-        ValueError: in one line, for anything that could not run: a field, chapter or parameter that does not exist, an empty
-            list, a value of the wrong type, settings that `Config` refuses, data that are not there, the same run twice.
+        ValueError: in one line, for anything that could not run: a field, chapter or parameter that does not exist, an
+            empty list, a value of the wrong type, settings that `Config` refuses, data that are not there, the same run
+            twice.
     """
     given = dict(given or {})
     file = read_file(path)
@@ -182,7 +183,7 @@ def read_file(path: Path) -> SweepFile:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without what it reads otherwise than people mean it: 010 is 8 there, 1:30 is 90, and of a key twice the last counts."""
+    """YAML without what it reads otherwise than people mean it: 010 as 8, 1:30 as 90, the last of a key that is twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         names = [self.construct_object(name, deep=True) for name, _ in node.value]

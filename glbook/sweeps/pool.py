@@ -38,7 +38,7 @@ Submit = Callable[[Sequence[PlannedRun]], Sequence[Any]]
 
 @dataclass
 class Outcome:
-    """What a sweep left: the records of its runs, the errors of those that failed, by name, how many are done, and the time."""
+    """What a sweep left: the records of its runs, the errors of those that failed, by name, how many are done, the time."""
 
     records: list[dict[str, Any]] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
@@ -185,9 +185,9 @@ def _cluster(plan: Plan, address: str) -> Iterator[Submit]:
         group, futures = f"glbook_run-{os.urandom(4).hex()}", []
 
         def submit(runs: Sequence[PlannedRun]) -> Sequence[Any]:
-            # Dask keeps what it knows under these names, so no two tasks have the same. As a group of many they wait at the
-            # scheduler until a worker is free. Tasks that each have a name of their own are dealt out at once, by a guess of
-            # how long they take, and one worker may end with all that is left.
+            # Dask keeps what it knows under these names, so no two tasks have the same. As a group of many they wait at
+            # the scheduler until a worker is free. Tasks that each have a name of their own are dealt out at once, by a
+            # guess of how long they take, and one worker may end with all that is left.
             names = [(group, f"{run.chapter} {run.name} {os.urandom(4).hex()}") for run in runs]
             made = client.map(run_one, [_spec(plan, run) for run in runs], key=names, pure=False)
             futures.extend(made)

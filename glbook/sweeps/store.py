@@ -1,8 +1,9 @@
 """The runs that are made, being made, or failed: what several sweeps, also on several machines, know of each other.
 
-Whoever makes a run holds the lock on `_build/sweeps/<key>.lock`, which ends with its process, and looks for a record when it
-has the lock. The record's file is named by the key and created only if there is none. Beside the lock lies what else is known:
-`<key>.failed`, the error and traceback of the last attempt; `<key>.done`, for a run that leaves no records.
+Whoever makes a run holds the lock on `_build/sweeps/<key>.lock`, which ends with its process, and looks for a record
+when it has the lock. The record's file is named by the key and created only if there is none. Beside the lock lies what
+else is known: `<key>.failed`, the error and traceback of the last attempt; `<key>.done`, for a run that leaves no
+records.
 """
 
 import json
@@ -41,7 +42,7 @@ class Store:
         return self._path(key, "done").exists() or any(self._records(key))
 
     def lock(self, key: str) -> FileLock:
-        """The lock that whoever makes the run holds; it raises filelock.Timeout at once where another process has it."""
+        """The lock that whoever makes the run holds; raises filelock.Timeout at once where another process has it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         return FileLock(self._path(key, "lock"), timeout=0)
 

@@ -53,8 +53,8 @@ def run_one(spec: dict[str, Any], children: Children | None = None) -> dict[str,
         children: holds the run's process as long as it lives.
 
     Returns:
-        A dict with "state": "done", "failed" (with "error"), "elsewhere" if another process has the run or has made it, "lost"
-        (with "error") if its process or the chapter's kernel was killed.
+        A dict with "state": "done", "failed" (with "error"), "elsewhere" if another process has the run or has made it,
+        "lost" (with "error") if its process or the chapter's kernel was killed.
     """
     children = Children() if children is None else children
     with subprocess.Popen(
@@ -108,7 +108,7 @@ def make(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def _execute(spec: dict[str, Any], staged: Path, *, on_gpu: bool) -> None:
-    """Execute the chapter in a kernel that inherits these variables; its records stay aside until the run has ended well."""
+    """Execute the chapter in a kernel that inherits these variables, with its records staged."""
     os.environ["GLBOOK_SWEEP"] = json.dumps({name: spec[name] for name in ("key", "data_version")})
     os.environ["GLBOOK_RECORDS"] = str(staged)
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")

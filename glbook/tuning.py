@@ -91,6 +91,7 @@ def tune(
     for name in ("method", "evaluate_on", "choose_epochs", "keep"):
         if name in given:
             raise ValueError(f"{name}={given[name]!r}: a study sets it itself, so it cannot be given")
+    given = dict(given)
     config = Config.from_parameters(given | {"method": method})
     shared = {"method": method, "epochs": max(1, config.epochs // 2), "evaluate_on": "held_out", "choose_epochs": False}
     space = SPACES[method]

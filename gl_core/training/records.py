@@ -109,8 +109,8 @@ def write_record(record: dict[str, Any], folder: Path | None = None, name: str |
         OSError: it cannot be written; nothing is left behind.
     """
     if folder is None:
-        folder = os.environ.get("GLBOOK_RECORDS") or results_folder(record.get("purpose"))
-    path = Path(folder) / (f"{record['run_id']}.json" if name is None else name)
+        folder = Path(os.environ.get("GLBOOK_RECORDS") or results_folder(record.get("purpose")))
+    path = folder / (f"{record['run_id']}.json" if name is None else name)
     text = json.dumps(rounded(record), indent=1, allow_nan=False) + "\n"
     try:
         write_atomically(path, text.encode(), overwrite=False)

@@ -16,6 +16,12 @@ __all__ = ["Outcome", "Plan", "PlannedRun", "make_plan", "read_plan", "run_plan"
 # Loaded when asked for: a run's process, and the command line, answer without torch.
 __getattr__ = lazily(
     __name__,
-    dict.fromkeys(("Plan", "PlannedRun", "make_plan", "read_plan"), "plan")
-    | dict.fromkeys(("Outcome", "run_plan"), "pool"),
+    {
+        "Outcome": "pool",
+        "Plan": "plan",
+        "PlannedRun": "plan",
+        "make_plan": "plan",
+        "read_plan": "plan",
+        "run_plan": "pool",
+    },
 )

@@ -183,7 +183,7 @@ def read_file(path: Path) -> SweepFile:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without what it reads otherwise than people mean it: 010 as 8, 1:30 as 90, the last of a key that is twice."""
+    """YAML that refuses what it would misread: 010 as 8, 1:30 as 90, a key twice as the last of them."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         names = [self.construct_object(name, deep=True) for name, _ in node.value]

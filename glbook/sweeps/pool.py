@@ -38,7 +38,7 @@ Submit = Callable[[Sequence[PlannedRun]], Sequence[Any]]
 
 @dataclass
 class Outcome:
-    """What a sweep left: the records of its runs, the errors of those that failed, by name, how many are done, the time."""
+    """What a sweep left: its runs' records, the errors of those that failed, by name, the number done, and the time."""
 
     records: list[dict[str, Any]] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
@@ -92,7 +92,7 @@ def run_plan(
 
     def take(run: PlannedRun, result: dict[str, Any]) -> str:
         """Note how a run ended. Returns it in words."""
-        error = result.get("error")
+        made, error = [], result.get("error")
         if error is None:
             try:
                 made = store.keep(run.key, run.given.get("keep"))

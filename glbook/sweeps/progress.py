@@ -67,8 +67,8 @@ class Progress:
             return 0.0
         if self._made:
             return (time.monotonic() - self._began) / self._made * len(self._left)
-        expected = list(self._left.values())
-        return None if None in expected else sum(expected) / max(1, min(at_once, len(expected)))
+        expected = [seconds for seconds in self._left.values() if seconds is not None]
+        return sum(expected) / max(1, min(at_once, len(expected))) if len(expected) == self.left else None
 
     def line(self, at_once: int) -> str:
         left = self.seconds_left(at_once)

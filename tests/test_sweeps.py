@@ -218,6 +218,7 @@ def test_interrupted_it_ends_at_once_and_quietly(book):
     process = start(write({"seed": [0, 1, 2]}, parameters={"steps": 600}), "--workers", 2)
     until(lambda: len(runs_below(process.pid)) == 2)
     family = descendants(process.pid)
+    assert psutil.Process(process.pid).net_connections() == [], "other users of the machine reach nothing"
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=20)
     assert process.returncode == 130

@@ -77,13 +77,17 @@ class Store:
 
         Raises ValueError, naming the file, for a record that is broken.
         """
-        found = [_read(path) for path in sorted(self._records(key), key=lambda path: path.stem)]
-        if purpose is None or any(record.get("purpose") == purpose for record in found):
-            return [record for record in found if purpose in (None, record.get("purpose"))]
-        first = [record | {"purpose": purpose} for record in found if record.get("purpose") == found[0].get("purpose")]
-        for number, record in enumerate(first, 1):
+        found: dict[str | None, list[dict[str, Any]]] = {}
+        for path in sorted(self._records(key), key=lambda path: path.stem):
+            record = _read(path)
+            found.setdefault(record.get("purpose"), []).append(record)
+        made = max(found.values(), key=len, default=[])
+        if purpose is None or len(found.get(purpose, [])) == len(made):
+            return made if purpose is None else found.get(purpose, [])
+        copies = [record | {"purpose": purpose} for record in made]
+        for number, record in enumerate(copies, 1):
             self._write(key, record, number)
-        return first
+        return copies
 
     def fail(self, key: str, error: str, trace: str) -> None:
         """Note that the run failed. Only with the lock."""

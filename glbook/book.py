@@ -14,6 +14,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
 
+from gl_core._files import write_atomically
 from gl_core.training import records
 from glbook import fingerprint, notebooks, processes
 
@@ -107,7 +108,7 @@ def _take_prose(chapter: str, executed: Path) -> None:
             cell["outputs"] = next(outputs)
     after = json.dumps(made | {"cells": source["cells"]}, indent=1)
     if after != before:
-        records.write_atomically(executed, after.encode())
+        write_atomically(executed, after.encode())
 
 
 def _execute(chapters: dict[str, str], pages: Path) -> None:

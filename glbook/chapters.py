@@ -1,4 +1,4 @@
-"""The chapters: notebooks of the book by name, and how each begins."""
+"""The chapters: notebooks of the book by name."""
 
 from pathlib import Path
 from typing import Any
@@ -6,26 +6,12 @@ from typing import Any
 from gl_core.training import records
 from gl_core.training.validation import did_you_mean
 
-__all__ = ["begin", "find", "lean", "names", "sources"]
+__all__ = ["find", "lean", "names", "sources"]
 
 
 def sources() -> Path:
     """The folder that holds the notebooks."""
     return records.project_root() / "book"
-
-
-def begin() -> None:
-    """What every chapter calls first: figures get the book's style.
-
-    Raises:
-        ValueError: there is no book here, so a chapter would stop where it reads recorded results, after its trainings.
-    """
-    root = records.project_root()
-    if not (root / "_config.yml").is_file():
-        raise ValueError(f"{root}: is not in the book's folder; go there, or give papermill --cwd FOLDER")
-    from glbook import plots
-
-    plots.use_book_style()
 
 
 def names() -> list[str]:

@@ -45,7 +45,9 @@ def _message(kind: str, text: object) -> str:
 
 
 def _stop(line: str, status: int) -> int:
-    print(f"glbook: {line}", file=sys.stderr)
+    from gl_core._files import printable
+
+    print(f"glbook: {printable(line)}", file=sys.stderr)
     return status
 
 

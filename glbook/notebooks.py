@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gl_core.training import records
+from gl_core._files import write_atomically
 from glbook import processes
 from glbook.chapters import find, lean, names, sources
 from glbook.parameters import Parameter, check_parameters, parameters, parse_value
@@ -114,7 +114,7 @@ def execute(
                 cell.metadata.tags.append("remove-cell")
         if error is None and stamp is not None:
             notebook.metadata["glbook"] = dict(stamp)
-        records.write_atomically(output, nbformat.writes(notebook).encode())
+        write_atomically(output, nbformat.writes(notebook).encode())
     finally:
         aside.unlink(missing_ok=True)
         if relay is not None:

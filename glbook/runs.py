@@ -3,10 +3,8 @@
 import json
 import os
 import re
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gl_core.training import records
@@ -24,7 +22,6 @@ __all__ = [
     "load_runs",
     "matching",
     "planned",
-    "read_records",
     "recorded",
     "setting",
     "spoken",
@@ -233,7 +230,7 @@ def load_runs(root: str | os.PathLike | None = None) -> "pd.DataFrame":
     import pandas as pd
 
     rows = {}
-    for path, record in read_records(root):
+    for path, record in records.read_records(root):
         row = {name: record.get(name) for name in COLUMNS}
         row |= record.get("metrics", {})
         row |= {f"untrained {name}": value for name, value in record.get("untrained", {}).items()}
@@ -245,16 +242,3 @@ def load_runs(root: str | os.PathLike | None = None) -> "pd.DataFrame":
     # A run of a chapter that trains several networks leaves several records of one key.
     marks = table[["key", "purpose"]].assign(config=[_identity(config or {}) for config in table["config"]])
     return table.assign(repeat=marks.duplicated() & table["key"].notna())
-
-
-def read_records(root: str | os.PathLike | None = None) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The records under a folder as they were written, with their paths; see `load_runs`."""
-    root = records.results_folder("final") if root is None else Path(root)
-    for path in sorted(root.rglob("*.json")):
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            warnings.warn(f"{path}: passed over, as the record is broken ({error})", stacklevel=2)
-            continue
-        if isinstance(record, dict) and "run_id" in record:
-            yield path, record

@@ -20,7 +20,7 @@ from glbook import runs
 if TYPE_CHECKING:
     import pandas as pd
 
-    from glbook.tuning import Study
+    from glbook.studies import Study
 
 __all__ = ["as_table", "cells", "compare", "comparison_table", "mean_interval", "search_table"]
 

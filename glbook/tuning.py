@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from gl_core import _checks, _extras
+from gl_core._files import write_atomically
 from gl_core.training import records
 from gl_core.training.config import Config
 from glbook import studies as kept
@@ -190,7 +191,7 @@ def _keep(config: Config, epochs: int, space: dict[str, Range], made: list[dict[
     )
     path = kept.folder() / f"{study.study}.json"
     try:
-        records.write_atomically(path, (json.dumps(asdict(study), indent=1) + "\n").encode(), overwrite=False)
+        write_atomically(path, (json.dumps(asdict(study), indent=1) + "\n").encode(), overwrite=False)
     except FileExistsError:  # the same trials came to the same end before
         return Study(**json.loads(path.read_text(encoding="utf-8")))
     return study

@@ -16,7 +16,7 @@ from stub_book import ROOT, chapter_of, make_book
 
 from gl_core.training import records
 from gl_core.training.config import Config
-from glbook import notebooks, runs, sweeps
+from glbook import notebooks, sweeps
 from glbook.commands import sweep as cli
 from glbook.sweeps import gpus, keys, pool
 from glbook.sweeps.progress import Progress
@@ -155,7 +155,7 @@ def test_a_key_is_that_of_what_is_run_and_not_of_how_it_is_written(book, monkeyp
 
 def test_the_recorded_runs_are_those_of_their_keys():
     """Fails when a setting is added: name it in `keys.ADDED`, with the value at which results are as they were."""
-    found = [record for _, record in runs.read_records(ROOT / "data" / "results")]
+    found = [record for _, record in records.read_records(ROOT / "data" / "results")]
     assert len(found) > 300
     for record in found:
         if record["results_version"] == keys.RESULTS_VERSION:

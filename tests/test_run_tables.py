@@ -104,14 +104,14 @@ def test_a_planned_sweep_has_every_combination():
 
 
 def test_a_tuned_sweep_plans_the_settings_that_were_found(tmp_path, monkeypatch):
-    from glbook import tuning
+    from glbook import studies
 
     def found(given):
         if given["method"] == "triplet":
             raise ValueError("tuned: no tuning of triplet is recorded")
         return {"learning_rate": 0.005}
 
-    monkeypatch.setattr(tuning, "best_settings", found)
+    monkeypatch.setattr(studies, "best_settings", found)
     path = tmp_path / "sweep.yaml"
     path.write_text("chapter: training\ntuned: true\ngrid: {method: [group_loss, triplet], seed: [0, 1]}\n")
     made = runs.planned(str(path))

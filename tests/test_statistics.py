@@ -184,7 +184,7 @@ def test_a_search_as_a_table():
 
 
 def test_the_scores_of_the_recorded_search_are_those_of_its_runs():
-    metrics = {made["run_id"]: made["metrics"] for _, made in runs.read_records()}
+    metrics = {made["run_id"]: made["metrics"] for _, made in records.read_records()}
     studies = tuning.studies("omniglot", "conv4", 28)
     assert len(studies) == 11
     for each in studies.values():

@@ -11,7 +11,7 @@ from stub_book import ROOT, make_book
 
 from gl_core.training import baselines, records
 from gl_core.training.config import METHODS, Config
-from glbook import runs, studies, sweeps, tuning
+from glbook import studies, sweeps, tuning
 from glbook.commands import sweep as cli
 from glbook.sweeps import keys
 
@@ -26,7 +26,7 @@ def book(tmp_path, monkeypatch):
     made = []
 
     def run_plan(plan, **_):
-        known = {record["key"] for _, record in runs.read_records()}
+        known = {record["key"] for _, record in records.read_records()}
         for run in plan.runs:
             if run.key in known:
                 continue
@@ -72,14 +72,14 @@ def test_a_study_is_twelve_trials_on_held_out_classes_at_half_the_epochs(book):
     (path,) = studies.folder().glob("*.json")
     saved = json.loads(path.read_text())
     assert saved["space"]["loss.temperature"] == {"low": 0.02, "high": 0.5, "log": True}
-    assert {trial["run_id"] for trial in saved["trials"]} == {record["run_id"] for _, record in runs.read_records()}
+    assert {trial["run_id"] for trial in saved["trials"]} == {record["run_id"] for _, record in records.read_records()}
     assert "study" in saved and "run_id" not in saved, "no record of a run"
 
 
 def test_a_study_that_was_interrupted_goes_on_and_ends_the_same(book, monkeypatch):
     whole = tuning.tune("group_loss", GIVEN)
     count = len(book)
-    for number, (path, _) in enumerate(list(runs.read_records())):
+    for number, (path, _) in enumerate(list(records.read_records())):
         if number % 2:
             path.unlink()
     again = tuning.tune("group_loss", GIVEN)
@@ -121,7 +121,7 @@ def test_the_newest_study_of_each_method_counts(book):
 def test_the_studies_of_the_book_are_of_recorded_trials_and_of_one_budget():
     found = tuning.studies("omniglot", "conv4", 28)
     assert set(found) == set(METHODS)
-    made = {record["run_id"]: record for _, record in runs.read_records(ROOT / "data" / "results")}
+    made = {record["run_id"]: record for _, record in records.read_records(ROOT / "data" / "results")}
     for method, study in found.items():
         assert len(study.trials) == tuning.TRIALS
         for trial in study.trials:

@@ -18,7 +18,7 @@ from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from gl_core.datasets.base import printable
+from gl_core._files import printable
 from gl_core.datasets.decoding import is_image, open_image, read_file, readable, to_rgb
 from gl_core.datasets.version import file_state, remembered
 

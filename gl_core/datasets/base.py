@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from gl_core import _checks
 from gl_core._extras import require
+from gl_core._files import printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +26,6 @@ __all__ = [
     "RetrievalDataset",
     "describe_left_out",
     "existing",
-    "printable",
     "tabulate",
 ]
 
@@ -234,8 +234,3 @@ def describe_left_out(left_out: dict[str, str]) -> str:
     some = [f"{printable(name)} ({printable(reason)})" for name, reason in list(left_out.items())[:NAMED]]
     more = [f"{len(left_out) - NAMED} more"] if len(left_out) > NAMED else []
     return f"{len(left_out)} left out: {', '.join(some + more)}" if some else "nothing was left out"
-
-
-def printable(name: str) -> str:
-    """A file's name as it can be shown: without control characters, and whatever bytes it is made of."""
-    return name if name.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)

@@ -1,44 +1,18 @@
-"""Files that are kept: where the user's cache is, writing that is whole or not at all, and one process at a time."""
+"""Where the user's cache is, and one process at a time."""
 
 import contextlib
-import os
-import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 from gl_core._extras import require
 
-__all__ = ["atomic_write", "cache_folder", "locked"]
+__all__ = ["cache_folder", "locked"]
 
 
 def cache_folder() -> Path | None:
     """The folder in which this user's programs keep what they can make again; None for a user without a home."""
     folder = Path(require("platformdirs", extra="train").user_cache_dir("glbook", appauthor=False))
     return folder if folder.is_absolute() else None
-
-
-@contextlib.contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes its name when it is whole; until then, and if writing fails, what had the name stays.
-
-    Makes the folder if need be.
-
-    Raises:
-        OSError: it cannot be written; names it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with open(aside, "xb") as file:
-            yield file
-        os.replace(aside, path)
-    except OSError as error:
-        if error.errno is None or error.filename is not None:
-            raise
-        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

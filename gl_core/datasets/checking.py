@@ -3,7 +3,8 @@
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from gl_core.datasets.base import RetrievalDataset, printable
+from gl_core._files import printable
+from gl_core.datasets.base import RetrievalDataset
 
 __all__ = ["Findings", "check"]
 

@@ -13,8 +13,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
+from gl_core._files import printable
 from gl_core.datasets.archive import ImageFiles, open_files
-from gl_core.datasets.base import RetrievalDataset, describe_left_out, existing, printable, tabulate
+from gl_core.datasets.base import RetrievalDataset, describe_left_out, existing, tabulate
 
 __all__ = ["images_by_class", "load"]
 

@@ -27,9 +27,10 @@ import numpy as np
 from jaxtyping import UInt8
 
 from gl_core import _checks
+from gl_core._files import atomic_write
 from gl_core.datasets import lettering
 from gl_core.datasets.base import RetrievalDataset, tabulate
-from gl_core.datasets.cache import atomic_write, cache_folder
+from gl_core.datasets.cache import cache_folder
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
+from gl_core._files import atomic_write
 from gl_core.datasets.base import RetrievalDataset
-from gl_core.datasets.cache import atomic_write
 from gl_core.datasets.version import data_version
 
 __all__ = ["PackedImages", "find_packs", "open_pack", "pack", "pack_bytes", "verify"]

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import __version__ as pillow
 
-from gl_core.datasets.cache import atomic_write, cache_folder
+from gl_core._files import atomic_write
+from gl_core.datasets.cache import cache_folder
 
 if TYPE_CHECKING:
     from gl_core.datasets.base import RetrievalDataset

@@ -6,18 +6,20 @@ with its purpose: `final`, a result that pages may cite, or `tuning`, a step on 
 git merges the records of two people without conflict.
 """
 
-import errno
 import hashlib
 import json
 import os
 import platform
 import subprocess
+import warnings
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from gl_core._files import write_atomically
 from gl_core.training.version import RESULTS_VERSION
 
 __all__ = [
@@ -119,34 +121,17 @@ def write_record(record: dict[str, Any], folder: Path | None = None, name: str |
     return path
 
 
-def write_atomically(path: Path, content: bytes, *, overwrite: bool = True) -> None:
-    """Write a file that other processes see whole or not at all; OSError, with nothing left behind, if that fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{os.urandom(8).hex()}.tmp")
-    try:
-        with open(aside, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if overwrite:
-            os.replace(aside, path)
-        else:
-            _move_to_new(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def _move_to_new(source: Path, path: Path) -> None:
-    """Give a file another name. Raises FileExistsError if there is a file of that name."""
-    try:
-        os.link(source, path)
-    except OSError as error:
-        # exFAT and some file systems of FUSE and SMB have no hard links.
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
-            raise
-        if path.exists():
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
-        os.replace(source, path)
+def read_records(root: str | os.PathLike | None = None) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The records under a folder as they were written, with their paths; a broken one is passed over with a warning."""
+    root = results_folder("final") if root is None else Path(root)
+    for path in sorted(root.rglob("*.json")):
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            warnings.warn(f"{path}: passed over, as the record is broken ({error})", stacklevel=2)
+            continue
+        if isinstance(record, dict) and "run_id" in record:
+            yield path, record
 
 
 @cache

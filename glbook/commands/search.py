@@ -109,7 +109,7 @@ def _write(path: Path, found: "Embedded") -> None:
     import io
     import json
 
-    from gl_core.training.records import write_atomically
+    from gl_core._files import write_atomically
 
     content, values = io.BytesIO(), found.embeddings.numpy()
     names = [str(file) for file in found.files]
@@ -222,7 +222,7 @@ def _print_hits(gallery: "Gallery", queries: list[Path], hits: list[list[tuple[f
 def _draw(gallery: "Gallery", queries: list[Path], hits: list[list[tuple[float, str]]]):
     from PIL import Image
 
-    from gl_core.datasets.base import printable
+    from gl_core._files import printable
     from gl_core.datasets.decoding import open_image
     from glbook.plots import retrieval_gallery
 
@@ -254,12 +254,12 @@ def _report_left_out(left_out: dict[Any, str], strict: bool) -> None:
 
 def _print(line: object) -> None:
     """Print a line without what a name of a file may do to a terminal."""
-    from gl_core.datasets.base import printable
+    from gl_core._files import printable
 
     print(printable(str(line)), flush=True)
 
 
 def _say(line: str) -> None:
-    from gl_core.datasets.base import printable
+    from gl_core._files import printable
 
     print(printable(line), file=sys.stderr, flush=True)

@@ -15,7 +15,7 @@ from glbook.runs import spoken
 if TYPE_CHECKING:
     import pandas as pd
 
-    from glbook.tuning import Study
+    from glbook.studies import Study
 
 # How far below its mean the single values of a group are drawn, in rows.
 BELOW = 0.26

@@ -5,12 +5,9 @@ import hashlib
 import json
 from collections.abc import Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gl_core.training.version import RESULTS_VERSION
-
-if TYPE_CHECKING:
-    from gl_core.datasets import RetrievalDataset
 
 __all__ = ["WHERE", "dataset_version", "run_key", "setting", "settings_that_count"]
 
@@ -56,17 +53,6 @@ def setting(config: Mapping[str, Any], name: str) -> Any:
 def dataset_version(dataset: str, root: str | None) -> str:
     """The version of a data set. Raises what `gl_core.datasets.load` raises."""
     from gl_core import datasets
+    from gl_core.datasets.version import data_version
 
     return data_version(datasets.load(dataset, root, "all"))
-
-
-def data_version(dataset: "RetrievalDataset") -> str:
-    """A hash of a data set's table and pixels."""
-    import numpy as np
-
-    table = dataset.table.reindex(sorted(dataset.table.columns), axis="columns").to_csv(index=False)
-    digest = hashlib.sha256(table.encode())
-    for index in range(len(dataset)):
-        image = np.asarray(dataset[index][0])
-        digest.update(f"{image.shape}".encode() + image.tobytes())
-    return digest.hexdigest()[:16]

@@ -2,17 +2,15 @@
 
 import itertools
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, ValidationError
 
 from gl_core.training import records
-from glbook import notebooks, studies
+from glbook import chapters, parameters, studies
 from glbook.sweeps import keys
 
 __all__ = ["Plan", "PlannedRun", "SweepFile", "make_plan", "read_file", "read_plan"]
@@ -137,12 +135,12 @@ def make_plan(
 
 def _planned(given: dict[str, Any], varied: Sequence[str], keep: str | None, tuned: bool) -> PlannedRun:
     if "chapter" not in given:
-        raise ValueError(f"chapter: must be one of {', '.join(notebooks.names())}")
+        raise ValueError(f"chapter: must be one of {', '.join(chapters.names())}")
     name = " ".join(f"{word}={_short(given[word])}" for word in varied if word in given)
     chapter = given.pop("chapter")
-    declared = notebooks.parameters(chapter)
+    declared = parameters.parameters(chapter)
     given = {
-        word: notebooks.parse_value(value, declared[word]) if isinstance(value, str) and word in declared else value
+        word: parameters.parse_value(value, declared[word]) if isinstance(value, str) and word in declared else value
         for word, value in given.items()
     }
     if keep is not None:
@@ -151,10 +149,10 @@ def _planned(given: dict[str, Any], varied: Sequence[str], keep: str | None, tun
             raise ValueError(f"keep={keep}: chapter {chapter!r} makes no records that could be kept")
         given["keep"] = keep
     if tuned:
-        given = studies.best_settings(notebooks.check_parameters(chapter, given)) | given
+        given = studies.best_settings(parameters.check_parameters(chapter, given)) | given
     if given.get("data_root") is not None:
         given["data_root"] = str(Path(given["data_root"]).expanduser().absolute())
-    given = notebooks.check_parameters(chapter, given)
+    given = parameters.check_parameters(chapter, given)
     settings = {word: parameter.default for word, parameter in declared.items()} | given
     config, data_version = {}, None
     if "dataset" in settings:
@@ -171,37 +169,15 @@ def read_file(path: Path) -> SweepFile:
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path.name}: is not YAML ({' '.join(str(error).split())})") from error
+        content = parameters.read_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path.name}: is not YAML ({error})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path.name}: must hold {', '.join(SweepFile.model_fields)}")
     try:
         return SweepFile.model_validate(content)
     except ValidationError as error:
         raise ValueError(f"{path.name}: {'; '.join(map(_in_words, error.errors()))}") from error
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML that refuses what it would misread: 010 as 8, 1:30 as 90, a key twice as the last of them."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        names = [self.construct_object(name, deep=True) for name, _ in node.value]
-        for number, name in enumerate(names):
-            if name in names[:number]:
-                raise yaml.constructor.ConstructorError(None, None, f"{name!r} twice", node.value[number][0].start_mark)
-        return super().construct_mapping(node, deep)
-
-    def scalar(self, node: yaml.ScalarNode) -> int | float | str:
-        kind = node.tag.rpartition(":")[2]
-        if node.style is None and re.fullmatch(r"[-+]?(0[0-9_]+|[0-9_]+(:[0-9_]+)+(\.[0-9_]*)?)", node.value):
-            problem = f"{node.value} is read as another number by others; write it plainly, or a text in quotes"
-            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
-        return getattr(self, f"construct_yaml_{kind}")(node)
-
-
-for _kind in ("int", "float", "str"):
-    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.scalar)
 
 
 def _in_words(error: Mapping[str, Any]) -> str:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from gl_core import _extras
 from gl_core.training import records
 from gl_core.training.version import RESULTS_VERSION
-from glbook import runs
 from glbook.sweeps import gpus
 from glbook.sweeps.plan import Plan, PlannedRun
 from glbook.sweeps.progress import Progress, duration
@@ -49,7 +48,7 @@ class Outcome:
 def all_records() -> list[dict[str, Any]]:
     """All records of the book, those that are kept and those of trials."""
     folders = [records.results_folder(), records.results_folder("final")]
-    return [record for folder in folders for _, record in runs.read_records(folder)]
+    return [record for folder in folders for _, record in records.read_records(folder)]
 
 
 def local_workers(plan: Plan) -> int:

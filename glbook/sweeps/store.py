@@ -15,6 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from gl_core._files import write_atomically
 from gl_core.training import records
 
 __all__ = ["Store"]
@@ -92,7 +93,7 @@ class Store:
     def fail(self, key: str, error: str, trace: str) -> None:
         """Note that the run failed. Only with the lock."""
         self._remove_staged(key)
-        records.write_atomically(self._path(key, "failed"), f"{error}\n\n{trace}\n".encode())
+        write_atomically(self._path(key, "failed"), f"{error}\n\n{trace}\n".encode())
 
     def failure(self, key: str) -> str:
         """Why the last attempt failed."""

@@ -13,6 +13,7 @@ import torch
 from benchmarks import measure, parts
 from benchmarks.table import markdown, seconds
 from gl_core import devices
+from gl_core._files import write_atomically
 from gl_core.training import records
 
 PAGE = Path(__file__).with_name("RESULTS.md")
@@ -38,7 +39,7 @@ def main() -> None:
     folder = records.project_root() / ("data/results" if whole else "_build") / "benchmarks"
     path = folder / f"{datetime.now(UTC):%Y%m%d-%H%M%S}.json"
     record = table(rows)
-    records.write_atomically(path, (json.dumps(record, indent=1) + "\n").encode())
+    write_atomically(path, (json.dumps(record, indent=1) + "\n").encode())
     print(f"The table is in {path.relative_to(records.project_root())}.")
     if whole:
         PAGE.write_text(markdown(record), encoding="utf-8")
@@ -59,7 +60,7 @@ def _measured(part: str, case: measure.Case, quick: bool) -> dict[str, Any]:
         "commit": commit,
     }
     if keep:
-        records.write_atomically(kept, json.dumps(row).encode())
+        write_atomically(kept, json.dumps(row).encode())
     return row
 
 

@@ -1,19 +1,24 @@
 """Label propagation by replicator dynamics: the idea of the Group Loss.
 
-The n images of a batch look at each other. How alike two of them are is their *similarity*; what each one is believed to be
-is its *assignment*, a distribution over the C classes. Images that resemble each other pull their assignments together:
+The n images of a batch look at each other. How alike two of them are is their *similarity*; what each one is believed
+to be is its *assignment*, a distribution over the C classes. Images that resemble each other pull their assignments
+together:
 
     W = similarity(features)                          (n, n), symmetric, in [0, 1]
     X = initial_assignments(logits, labels, anchors)  (n, C), rows sum to 1
     X <- X * (W X), rows divided by their sums        T times
 
-Symbols: n images, d features, C classes, T iterations. Everything here runs in float32 or wider, whatever autocast says:
-products of probabilities fall below what half precision can hold.
+Symbols: n images, d features, C classes, T iterations. Everything here runs in float32 or wider, whatever autocast
+says: products of probabilities fall below what half precision can hold.
 
-Source: Elezi et al., "The Group Loss for Deep Metric Learning", ECCV 2020. The dynamics are those of Hummel and Zucker's
-relaxation labelling (1983); that they climb the average consistency is a theorem of Baum and Eagon (1967). The exponential
-variant is that of Pelillo and Torsello, "Payoff-Monotonic Game Dynamics and the Maximum Clique Problem", 2006.
+Source: Elezi et al., "The Group Loss for Deep Metric Learning", ECCV 2020. The dynamics are those of Hummel and
+Zucker's relaxation labelling (1983); that they climb the average consistency is a theorem of Baum and Eagon (1967). The
+exponential variant is that of Pelillo and Torsello, "Payoff-Monotonic Game Dynamics and the Maximum Clique Problem",
+2006.
 """
+
+import contextlib
+import math
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -32,8 +37,8 @@ __all__ = [
 
 NEGATIVES = ("cut", "shift")
 DYNAMICS = ("replicator", "exponential")
-# The rate of exponential dynamics that the public library of dominant sets (S. Vascon, DominantSetLibrary) uses for payoffs
-# that are, as here, means of similarities in [0, 1].
+# The rate of exponential dynamics that the public library of dominant sets (S. Vascon, DominantSetLibrary) uses for
+# payoffs that are, as here, means of similarities in [0, 1].
 RATE = 10.0
 
 
@@ -45,9 +50,11 @@ def at_least_float32(*tensors: Tensor) -> list[Tensor]:
     return [tensor.to(dtype) for tensor in tensors]
 
 
-def without_autocast(tensor: Tensor) -> torch.autocast:
+def without_autocast(tensor: Tensor) -> contextlib.AbstractContextManager[None]:
     """The context in which matrix products keep the precision of their arguments."""
-    return torch.autocast(tensor.device.type, enabled=False)
+    device = tensor.device.type
+    # Where there is nothing to switch off, nothing is: entering the context costs as much as a small matrix product.
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
 
 
 def pearson_similarity(features: Float[Tensor, "n d"], *, negatives: str = "cut") -> Float[Tensor, "n n"]:
@@ -58,21 +65,27 @@ def pearson_similarity(features: Float[Tensor, "n d"], *, negatives: str = "cut"
         cut:    W_ij = max(0, r_ij)
         shift:  W_ij = (r_ij - m) / (1 - m),   m = min(0, min_ij r_ij)
 
-    Symmetric (to rounding), in [0, 1], with ones on the diagonal (as in the authors' released code; their documentation says zeros). A row
-    of zero variance correlates with nothing: r is zero everywhere but on the diagonal. Cutting is what the authors do. Shifting
-    keeps the order of the dissimilar, and lets all but the least similar images speak; the gradient passes through m.
+    A row of zero variance correlates with nothing: r is zero everywhere but on the diagonal. Cutting is what the
+    authors do. Shifting keeps the order of the dissimilar, and lets all but the least similar images take part; the
+    gradient passes through m.
 
-    Raises ValueError if `features` is not a matrix of finite numbers or `negatives` is unknown.
+    Args:
+        features: (n, d), finite.
+        negatives: "cut" or "shift".
+
+    Returns:
+        (n, n) in float32 or wider, symmetric (to rounding), in [0, 1], with ones on the diagonal (as in the authors'
+        released code; their documentation says zeros).
+
+    Raises:
+        ValueError: `features` is not a matrix of finite numbers, or `negatives` is unknown.
 
     >>> pearson_similarity(torch.tensor([[1., 2., 3.], [2., 4., 6.], [3., 2., 1.]]))
     tensor([[1., 1., 0.],
             [1., 1., 0.],
             [0., 0., 1.]])
     """
-    _checks.matrix("features", features)
-    (features,) = at_least_float32(features)
-    # Dividing by the largest value first changes no correlation, but keeps the sum below from overflowing.
-    features = features / _largest(features)
+    features = _rescaled(features)
     return _cosine(features - features.mean(dim=1, keepdim=True), negatives)
 
 
@@ -81,32 +94,40 @@ def cosine_similarity(features: Float[Tensor, "n d"], *, negatives: str = "cut")
 
         r_ij = <f_i, f_j> / (|f_i| |f_j|)
 
-    The negatives are cut or shifted as those of `pearson_similarity`. Symmetric (to rounding), in [0, 1], with ones on the
-    diagonal. A zero vector resembles nothing: r is zero everywhere but on the diagonal.
+    The negatives are cut or shifted as those of `pearson_similarity`. A zero vector resembles nothing: r is zero
+    everywhere but on the diagonal.
 
-    Raises ValueError if `features` is not a matrix of finite numbers or `negatives` is unknown.
+    Args:
+        features: (n, d), finite.
+        negatives: "cut" or "shift".
+
+    Returns:
+        (n, n) in float32 or wider, symmetric (to rounding), in [0, 1], with ones on the diagonal.
+
+    Raises:
+        ValueError: `features` is not a matrix of finite numbers, or `negatives` is unknown.
     """
+    return _cosine(_rescaled(features), negatives)
+
+
+def _rescaled(features: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """Each row divided by its largest magnitude: no cosine or correlation changes, and no sum of squares overflows."""
     _checks.matrix("features", features)
     (features,) = at_least_float32(features)
-    return _cosine(features / _largest(features), negatives)
-
-
-def _largest(features: Float[Tensor, "n d"]) -> Float[Tensor, "n 1"]:
-    """The largest magnitude of each row, a constant for the gradient; 1 for a row of zeros."""
     largest = features.detach().abs().amax(dim=1, keepdim=True)
-    return torch.where(largest > 0, largest, 1)
+    # Rows so small that their gradient, which grows as they shrink, might be infinite are left small.
+    number = torch.finfo(features.dtype)
+    return features / largest.clamp_min(number.tiny / number.eps)
 
 
 def _cosine(vectors: Float[Tensor, "n d"], negatives: str) -> Float[Tensor, "n n"]:
     """Cosines of rows whose largest magnitude is around 1, cut or shifted to [0, 1]."""
     _checks.choice("negatives", negatives, NEGATIVES)
     squared = (vectors * vectors).sum(dim=1, keepdim=True)
-    # What rounding leaves of a constant row after centring is noise, not a direction. The norm is taken of the safe value,
-    # not of zero, whose square root has no finite gradient.
-    noise = vectors.shape[1] * (8 * torch.finfo(vectors.dtype).eps) ** 2
-    has_direction = squared > noise
-    norm = torch.where(has_direction, squared, 1).sqrt()
-    directions = torch.where(has_direction, vectors / norm, 0)
+    # What rounding leaves of a constant row after centring is noise, not a direction: divided by infinity it is 0, with
+    # gradient 0, where the square root of 0 has no finite gradient.
+    is_noise = squared <= vectors.shape[1] * (8 * torch.finfo(vectors.dtype).eps) ** 2
+    directions = vectors / squared.masked_fill(is_noise, math.inf).sqrt()
     with without_autocast(vectors):
         cosines = directions @ directions.T
     itself = torch.eye(len(vectors), dtype=torch.bool, device=vectors.device)
@@ -120,15 +141,22 @@ def _cosine(vectors: Float[Tensor, "n d"], negatives: str) -> Float[Tensor, "n n
 def select_anchors(labels: Int[Tensor, " n"], num_anchors: int) -> Bool[Tensor, " n"]:
     """Which images are anchors: the first `num_anchors` of each class, in batch order.
 
-    A class with fewer images gives all of them. Raises ValueError if `num_anchors` is negative.
+    Args:
+        labels: (n,) integers of any kind.
+        num_anchors: 0 or more; a class with fewer images gives all of them.
+
+    Returns:
+        (n,), true for anchors.
+
+    Raises:
+        ValueError: `labels` is not a vector of integers, or `num_anchors` is negative.
 
     >>> select_anchors(torch.tensor([7, 3, 7, 7, 3]), num_anchors=1)
     tensor([ True,  True, False, False, False])
     """
-    labels = torch.as_tensor(labels)
-    _checks.labels("labels", labels)
-    _checks.count("num_anchors", num_anchors, least=0)
-    same_class = labels[:, None] == labels[None, :]
+    labels = _checks.labels("labels", labels)
+    num_anchors = _checks.count("num_anchors", num_anchors, least=0)
+    same_class = labels[:, None] == labels
     earlier_of_the_class = same_class.tril(diagonal=-1).sum(dim=1)
     return earlier_of_the_class < num_anchors
 
@@ -136,30 +164,30 @@ def select_anchors(labels: Int[Tensor, " n"], num_anchors: int) -> Bool[Tensor, 
 def initial_assignments(
     logits: Float[Tensor, "n C"], labels: Int[Tensor, " n"], anchors: Bool[Tensor, " n"], temperature: float
 ) -> Float[Tensor, "n C"]:
-    """What each image is believed to be before it has looked at the others; rows sum to 1.
+    """What each image is believed to be before it has looked at the others.
 
         X_i = onehot(y_i) if i is an anchor, else softmax(z_i / temperature)
 
-    All C classes take part, not only those in the batch. `temperature` is above 0; the higher, the flatter the softmax (the
-    published settings lie between 24 and 79).
+    Args:
+        logits: outputs z of the classifier over all C classes, not only those in the batch; finite.
+        labels: classes y, in 0..C-1.
+        anchors: true for the images whose label is given away.
+        temperature: above 0; the higher, the flatter the softmax (the published settings lie between 24 and 79).
 
-    Raises ValueError if the shapes disagree, a logit is not finite, a label is not in 0..C-1 or `temperature` is not above 0.
+    Returns:
+        (n, C) in float32 or wider; rows sum to 1.
+
+    Raises:
+        ValueError: shapes disagree, a logit is not finite, a label is not in 0..C-1 or `temperature` is not above 0.
     """
-    labels, anchors = torch.as_tensor(labels), torch.as_tensor(anchors)
     _checks.matrix("logits", logits)
-    _checks.labels("labels", labels, length=len(logits), num_classes=logits.shape[1])
+    labels = _checks.labels("labels", labels, len(logits), num_classes=logits.shape[1])
+    anchors = torch.as_tensor(anchors)
     _checks.mask("anchors", anchors, length=len(logits))
     _checks.temperature(temperature)
-    return assign(logits, labels, anchors, temperature)
-
-
-def assign(
-    logits: Float[Tensor, "n C"], labels: Int[Tensor, " n"], anchors: Bool[Tensor, " n"], temperature: float
-) -> Float[Tensor, "n C"]:
-    """`initial_assignments` of arguments that have been checked."""
     (logits,) = at_least_float32(logits)
     softmax = torch.softmax(logits / temperature, dim=1)
-    onehot = torch.zeros_like(softmax).scatter_(1, labels[:, None].long(), 1)
+    onehot = torch.zeros_like(softmax).scatter_(1, labels[:, None], 1)
     return torch.where(anchors[:, None], onehot, softmax)
 
 
@@ -174,16 +202,28 @@ def replicator_dynamics(
     """Refine the assignments `num_iterations` times by the assignments of similar images.
 
         replicator:   X_ic <- X_ic S_ic / sum_k X_ik S_ik,                       S = W X
-        exponential:  X_ic <- X_ic exp(10 S_ic) / sum_k X_ik exp(10 S_ik),       S = W X, rows of W divided by their sums
+        exponential:  X_ic <- X_ic exp(10 S_ic) / sum_k X_ik exp(10 S_ik),       S = W X, rows of W divided by their
+            sums
 
     An entry of 0 stays 0, so one-hot rows (the anchors) never change. A row whose support vanishes (the denominator of
-    `replicator` is 0, because nothing similar believes in any class that this row believes in) has heard nothing and keeps its
-    assignment. For symmetric W with no negative entries no iteration of `replicator` lowers `average_consistency`; the
-    exponential dynamics move faster where neighbours agree, and make no such promise.
+    `replicator` is 0, because nothing similar believes in any class that this row believes in) keeps its assignment.
+    For symmetric W with no negative entries no iteration of `replicator` lowers `average_consistency`; the exponential
+    dynamics move faster where neighbours agree, and make no such promise.
 
-    Returns the refined assignments, or with `return_path` all of them from the first (T = 0) to the last, (T + 1, n, C).
-    Raises ValueError if the shapes disagree, an entry is negative or not finite, `num_iterations` is negative, or `dynamics` is
-    unknown.
+    Args:
+        similarity: W, (n, n), finite and nowhere negative.
+        assignments: X, (n, C), finite and nowhere negative; rows sum to 1.
+        num_iterations: T, 0 or more.
+        return_path: return the assignments of every iteration.
+        dynamics: "replicator" or "exponential".
+
+    Returns:
+        The refined assignments, (n, C), or with `return_path` all of them from the first (T = 0) to the last, (T + 1,
+        n, C).
+
+    Raises:
+        ValueError: shapes disagree, an entry is negative or not finite, `num_iterations` is negative, or `dynamics` is
+            unknown.
 
     >>> W = torch.tensor([[1., .5], [.5, 1.]])
     >>> X = torch.tensor([[1., 0.], [.5, .5]])           # an anchor, and an image that resembles it
@@ -191,30 +231,23 @@ def replicator_dynamics(
     tensor([[1.0000, 0.0000],
             [0.6667, 0.3333]])
     """
-    _checks.similarity("similarity", similarity, assignments)
-    _checks.count("num_iterations", num_iterations, least=0)
+    _check(similarity, assignments)
+    num_iterations = _checks.count("num_iterations", num_iterations, least=0)
     _checks.choice("dynamics", dynamics, DYNAMICS)
-    path = propagate(similarity, assignments, num_iterations, dynamics)
-    return torch.stack(path) if return_path else path[-1]
-
-
-def propagate(
-    similarity: Float[Tensor, "n n"], assignments: Float[Tensor, "n C"], num_iterations: int, dynamics: str
-) -> list[Float[Tensor, "n C"]]:
-    """The path of `replicator_dynamics`, of arguments that have been checked."""
-    similarity, assignments = at_least_float32(similarity, assignments)
+    W, X = at_least_float32(similarity, assignments)
     if dynamics == "exponential":
-        row_sums = similarity.sum(dim=1, keepdim=True)
-        similarity = similarity / torch.where(row_sums > 0, row_sums, 1)
-    path = [assignments]
-    with without_autocast(assignments):
+        row_sums = W.sum(dim=1, keepdim=True)
+        W = W / torch.where(row_sums > 0, row_sums, 1)
+    path = [X]
+    with without_autocast(X):
         for _ in range(num_iterations):
-            support = similarity @ path[-1]
-            supported = path[-1] * (support if dynamics == "replicator" else (RATE * support).exp())
+            support = W @ X
+            supported = X * (support if dynamics == "replicator" else (RATE * support).exp())
             total = supported.sum(dim=1, keepdim=True)
-            heard = total > 0
-            path.append(torch.where(heard, supported / torch.where(heard, total, 1), path[-1]))
-    return path
+            vanished = total == 0
+            X = torch.where(vanished, X, supported / total.masked_fill(vanished, 1))
+            path.append(X)
+    return torch.stack(path) if return_path else X
 
 
 def average_consistency(similarity: Float[Tensor, "n n"], assignments: Float[Tensor, "n C"]) -> Float[Tensor, ""]:
@@ -222,9 +255,22 @@ def average_consistency(similarity: Float[Tensor, "n n"], assignments: Float[Ten
 
         A(X) = sum_ij W_ij <X_i, X_j> = sum_ic X_ic (W X)_ic
 
-    In [0, sum_ij W_ij]. Raises ValueError if the shapes disagree or an entry is negative or not finite.
+    Args:
+        similarity: W, (n, n), finite and nowhere negative.
+        assignments: X, (n, C), finite and nowhere negative.
+
+    Returns:
+        A scalar in [0, sum_ij W_ij].
+
+    Raises:
+        ValueError: shapes disagree, or an entry is negative or not finite.
     """
-    _checks.similarity("similarity", similarity, assignments)
-    similarity, assignments = at_least_float32(similarity, assignments)
-    with without_autocast(assignments):
-        return (assignments * (similarity @ assignments)).sum()
+    _check(similarity, assignments)
+    W, X = at_least_float32(similarity, assignments)
+    with without_autocast(X):
+        return (X * (W @ X)).sum()
+
+
+def _check(similarity: Tensor, assignments: Tensor) -> None:
+    _checks.not_negative("assignments", assignments)
+    _checks.square("similarity", similarity, "assignments", len(assignments))

@@ -1,147 +1,199 @@
 """Batches of P classes x K images, the groups in which labels propagate."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from torch import Tensor
+from torch.utils.data import BatchSampler
 
-from gl_core import _checks
+from gl_core import _checks, distributed
 
 __all__ = ["GroupSampler"]
 
 
-class GroupSampler:
+class GroupSampler(BatchSampler):
     """A batch sampler whose batches hold P distinct classes with K images each.
 
-    One epoch deals every image of every class once (as far as a batch holds K of a class): each class's images are shuffled
-    and cut into hands of K, and every batch takes one hand of P different classes. In detail:
+    One epoch shows every image of every class once (as far as a batch holds K of a class): the images of each class are
+    shuffled and cut into sets of K, and every batch takes one set of P different classes. In detail:
 
     - every batch holds exactly P x K indices, the K images of a class side by side;
-    - no class is twice in a batch, and no image is twice in a batch, unless its class has fewer than K images, which then
-      repeat as evenly as they can;
-    - the last hand of a class is filled up with other images of that class, the last places of the batches with hands of
-      further classes;
-    - every class is reached in every epoch. Only where one class is so large that it would be in every batch, and still have
-      hands left, are these left for other epochs;
+    - no class is twice in a batch, and no image is twice in a batch, unless its class has fewer than K images, which
+      then repeat as evenly as they can;
+    - the last set of a class is filled up with other images of that class, the last places of the batches with further
+      classes;
+    - every class is reached in every epoch. Only where one class is so large that it would be in every batch, and still
+      have images left, are these left for other epochs;
     - `len()` is right before the first iteration and the same in every epoch;
-    - the same seed and epoch give the same batches. Iterating moves on to the next epoch by itself; `set_epoch` chooses one.
+    - the same seed and epoch give the same batches. Iterating moves on to the next epoch by itself; `set_epoch` chooses
+      one.
 
-    Use it as `DataLoader(dataset, batch_sampler=GroupSampler(dataset.labels, 12, 8))`.
+    Use it as `DataLoader(dataset, batch_sampler=GroupSampler(dataset.labels, 12, 8))`, or as the `sampler` of a trainer
+    of pytorch-metric-learning. Lightning sets the epoch; with several processes it must leave batches alone:
+    `Trainer(use_distributed_sampler=False)`, `fabric.setup_dataloaders(loader, use_distributed_sampler=False)`.
 
-    Several processes may share each batch: every one of `num_replicas` samplers, made alike but for their `rank`, deals its part
-    of the same P x K images. The parts, one after the other in the order of ranks, are the batch that one process would have.
+    Several processes share each batch: every one of `num_replicas` samplers, made alike but for their `rank`, yields
+    its part of the same P x K images. The parts, one after the other in the order of ranks, are the batch that one
+    process would have (`gl_core.distributed.whole_batch` joins their embeddings).
 
     Args:
-        labels: class of each image (n,), whole numbers of any kind; position i is the index that batches refer to.
+        labels: class of each image (n,), integers, anything that `torch.as_tensor` takes; position i is the index that
+            batches refer to.
         classes_per_batch: P, from 1 to the number of classes. The Group Loss wants at least 2.
         samples_per_class: K, 1 or more. The Group Loss wants at least 2, and more than its anchors.
         seed: 0 or more.
-        num_replicas: processes that share a batch, 1 or more; P x K must be a multiple of it.
+        balanced: show each class equally often (to one time in an epoch), however many images it has. An epoch is about
+            as long as it is without; images of large classes are left for other epochs, those of small ones come again.
+        num_replicas: processes that share a batch, 1 or more; P x K must be a multiple of it. Not given, it is the
+            number of processes of `torch.distributed`, or 1 without.
         rank: which of them this one is, from 0.
 
-    Raises ValueError if there are no labels, fewer classes than `classes_per_batch`, or an argument is out of its range.
+    Raises:
+        ValueError: there are no labels, fewer classes than `classes_per_batch`, or an argument is out of its range.
 
     >>> sampler = GroupSampler([0, 0, 0, 1, 1, 1, 2, 2, 2], classes_per_batch=2, samples_per_class=3)
     >>> len(sampler), [len(batch) for batch in sampler]
     (2, [6, 6])
     """
 
+    drop_last = False  # all batches are full
+
     def __init__(
         self,
-        labels: ArrayLike,
+        labels: ArrayLike | Tensor,
         classes_per_batch: int,
         samples_per_class: int,
         *,
         seed: int = 0,
-        num_replicas: int = 1,
-        rank: int = 0,
+        balanced: bool = False,
+        num_replicas: int | None = None,
+        rank: int | None = None,
     ) -> None:
-        _checks.count("classes_per_batch", classes_per_batch, least=1)
-        _checks.count("samples_per_class", samples_per_class, least=1)
-        _checks.count("seed", seed, least=0)
-        _checks.count("num_replicas", num_replicas, least=1)
-        _checks.count("rank", rank, least=0)
-        if rank >= num_replicas:
-            raise ValueError(f"rank={rank}: must be below num_replicas={num_replicas}")
-        images = classes_per_batch * samples_per_class
-        if images % num_replicas:
-            raise ValueError(
-                f"num_replicas={num_replicas}: must divide the {classes_per_batch} x {samples_per_class} = {images} images of a batch"
-            )
-        self._part = slice(rank * images // num_replicas, (rank + 1) * images // num_replicas)
-        labels = np.asarray(labels)
-        if labels.ndim != 1 or labels.size == 0 or labels.dtype.kind not in "iu":
-            raise ValueError(
-                f"labels has shape {labels.shape} and dtype {labels.dtype}: must be a vector of whole numbers, one an image"
-            )
-        by_class = np.argsort(labels, kind="stable")
-        starts = np.flatnonzero(np.diff(labels[by_class])) + 1
-        self._images = np.split(by_class, starts)
-        if classes_per_batch > len(self._images):
-            raise ValueError(
-                f"classes_per_batch={classes_per_batch}: must be at most {len(self._images)}, the number of classes"
-            )
-        self.classes_per_batch = classes_per_batch
-        self.samples_per_class = samples_per_class
-        self.seed = seed
-        self.epoch = 0
-        hands = np.array([-(-len(images) // samples_per_class) for images in self._images])
-        self._num_batches = int(-(-hands.sum() // classes_per_batch))
-        self._hands = np.minimum(hands, self._num_batches)
+        # The initialiser of BatchSampler wants a sampler of single images, which there is not.
+        self.classes_per_batch = P = _checks.count("classes_per_batch", classes_per_batch, least=1)
+        self.samples_per_class = K = _checks.count("samples_per_class", samples_per_class, least=1)
+        self.seed = _checks.count("seed", seed, least=0)
+        self.num_replicas = None if num_replicas is None else _checks.count("num_replicas", num_replicas, least=1)
+        self.rank = None if rank is None else _checks.count("rank", rank, least=0)
+        self._part()
+        classes = _checks.labels("labels", labels).cpu().numpy()
+        if not len(classes):
+            raise ValueError("labels is empty: must hold the class of each image")
+        by_class = np.argsort(classes, kind="stable")
+        self._images = np.split(by_class, np.flatnonzero(np.diff(classes[by_class])) + 1)
+        if P > len(self._images):
+            raise ValueError(f"classes_per_batch={P}: must be at most {len(self._images)}, the number of classes")
+        # How many sets of K images each class has in an epoch.
+        sets = np.array([-(-len(images) // K) for images in self._images])
+        self.balanced = balanced
+        if balanced:
+            sets[:] = -(-sets.sum() // len(sets))
+        self._num_batches = int(-(-sets.sum() // P))
+        self._sets = np.minimum(sets, self._num_batches)
+        self.set_epoch(0)
+
+    @property
+    def batch_size(self) -> int:
+        """Images in a batch of this process."""
+        part = self._part()
+        return part.stop - part.start
+
+    @property
+    def sampler(self) -> "GroupSampler":
+        """Itself: where frameworks look for the `set_epoch` of a batch sampler."""
+        return self
 
     def __len__(self) -> int:
         return self._num_batches
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, 0 or more, that the next iteration deals."""
-        _checks.count("epoch", epoch, least=0)
-        self.epoch = epoch
+        """Choose the epoch, 0 or more, that the next iteration draws."""
+        self.load_state_dict({"epoch": epoch, "batch": 0})
+
+    def state_dict(self) -> dict[str, Any]:
+        """The epoch, and how many of its batches were drawn (with worker processes a DataLoader draws some ahead)."""
+        epoch, batch = self._drawn
+        return {"epoch": epoch, "batch": batch} if batch < len(self) else {"epoch": epoch + 1, "batch": 0}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The next iteration goes on where `state_dict` was called."""
+        self.epoch = _checks.count("epoch", state["epoch"], least=0)
+        self._skipped = _checks.count("batch", state["batch"], least=0)
+        self._drawn = self.epoch, self._skipped
 
     def __iter__(self) -> Iterator[list[int]]:
-        random = np.random.default_rng((self.seed, self.epoch))
-        self.epoch += 1
-        seats = self._seat(random)
-        piles = [self._deal(images, random) for images in self._images]
-        for classes in seats:
+        epoch, skipped = self.epoch, self._skipped
+        self.epoch, self._skipped = epoch + 1, 0
+        part = self._part()
+        for number, batch in enumerate(self._batches(epoch), start=1):
+            if number > skipped:
+                self._drawn = epoch, number
+                yield [int(image) for image in batch[part]]
+
+    def _part(self) -> slice:
+        """Where this process's images are in a batch."""
+        count = distributed.num_processes() if self.num_replicas is None else self.num_replicas
+        rank = self.rank if self.rank is not None else distributed.rank() if self.num_replicas is None else 0
+        if rank >= count:
+            raise ValueError(f"rank={rank}: must be below num_replicas={count}")
+        images = self.classes_per_batch * self.samples_per_class
+        if images % count:
+            raise ValueError(
+                f"num_replicas={count}: must divide the {self.classes_per_batch} x {self.samples_per_class} = {images} "
+                "images of a batch"
+            )
+        return slice(rank * images // count, (rank + 1) * images // count)
+
+    def _batches(self, epoch: int) -> Iterator[list[int]]:
+        """The batches of all processes together."""
+        random = np.random.default_rng((self.seed, epoch))
+        classes_of_batches = self._choose_classes(random)
+        sets = [self._cut(images, random) for images in self._images]
+        for classes in classes_of_batches:
             batch = []
             for label in classes:
-                # A class that fills up a batch beyond its own hands is dealt anew.
-                if not piles[label]:
-                    piles[label] = self._deal(self._images[label], random)
-                batch.extend(piles[label].pop())
-            yield [int(image) for image in batch[self._part]]
+                # A class that is shown more often than it has sets is shuffled and cut anew.
+                if not sets[label]:
+                    sets[label] = self._cut(self._images[label], random)
+                batch.extend(sets[label].pop())
+            yield batch
 
-    def _seat(self, random: np.random.Generator) -> list[list[int]]:
+    def _choose_classes(self, random: np.random.Generator) -> list[list[int]]:
         """The classes of each batch, P distinct ones.
 
-        Each class takes the emptiest batches, ties broken by lot. That keeps the numbers of classes in any two batches within
-        one of each other, so that no batch overflows.
+        Each class goes into the batches that have the fewest classes yet, ties broken at random. That keeps the numbers
+        of classes in any two batches within one of each other, so that no batch gets more than P.
         """
-        seats: list[list[int]] = [[] for _ in range(self._num_batches)]
-        taken = np.zeros(self._num_batches)
+        chosen: list[list[int]] = [[] for _ in range(self._num_batches)]
+        taken, sets = np.zeros(self._num_batches), self._sets.copy()
+        if self.balanced:
+            # Places that are left go to one class each.
+            left = self._num_batches * self.classes_per_batch - sets.sum()
+            sets[random.choice(len(sets), left, replace=False)] += 1
         for label in random.permutation(len(self._images)):
-            hands = self._hands[label]
-            emptiest = np.argpartition(taken + random.random(self._num_batches), hands - 1)[:hands]
+            emptiest = np.argpartition(taken + random.random(self._num_batches), sets[label] - 1)[: sets[label]]
             taken[emptiest] += 1
             for batch in emptiest:
-                seats[batch].append(int(label))
-        for batch in seats:
+                chosen[batch].append(int(label))
+        for batch in chosen:
             missing = self.classes_per_batch - len(batch)
             if missing:
                 others = np.setdiff1d(np.arange(len(self._images)), batch)
                 batch.extend(random.choice(others, missing, replace=False).tolist())
-        return seats
+        return chosen
 
-    def _deal(self, images: np.ndarray, random: np.random.Generator) -> list[np.ndarray]:
-        """A class's images, shuffled and cut into hands of exactly K."""
+    def _cut(self, images: np.ndarray, random: np.random.Generator) -> list[np.ndarray]:
+        """The images of a class, shuffled and cut into sets of exactly K."""
         K = self.samples_per_class
         shuffled = random.permutation(images)
-        hands = [shuffled[start : start + K] for start in range(0, len(shuffled), K)]
-        last = hands[-1]
+        sets = [shuffled[start : start + K] for start in range(0, len(shuffled), K)]
+        last = sets[-1]
         if len(last) < K:
             if len(images) >= K:
                 others = np.setdiff1d(images, last)
-                hands[-1] = np.concatenate([last, random.choice(others, K - len(last), replace=False)])
+                sets[-1] = np.concatenate([last, random.choice(others, K - len(last), replace=False)])
             else:
-                hands[-1] = np.resize(shuffled, K)
-        return hands
+                sets[-1] = np.resize(shuffled, K)
+        return sets

@@ -2,6 +2,6 @@
 
 from gl_core._lazy import lazily
 
-__all__ = ["load_runs"]
+__all__ = ["begin", "load_runs"]
 
-__getattr__ = lazily(__name__, {"load_runs": "runs"})
+__getattr__ = lazily(__name__, {"begin": "beginning", "load_runs": "runs"})

@@ -1,4 +1,4 @@
-"""The ablation of the strategies at test time: none, each alone, one after the other, each left out, all; and its record."""
+"""The ablation of the strategies at test time: none, each alone, cumulative, each left out, all; and its record."""
 
 import dataclasses
 import json
@@ -35,12 +35,16 @@ class Ablation:
 def cases(strategies: Strategies, candidates: Strategies | None = None) -> list[tuple[str, str, Strategies]]:
     """The cases of an ablation: kind, name of the strategy, settings.
 
-    The kinds are "none"; "alone"; "cumulative", the strategies in their order up to this one; "left out", all but this one; and
-    "all". Only strategies that are on take part; with `candidates` those that are on there are measured alone.
+    The kinds are "none"; "alone"; "cumulative", the strategies in their order up to this one; "left out", all but this
+    one; and "all".
+
+    Args:
+        strategies: those that take part are the ones that are on.
+        candidates: those that are on here are measured alone; `strategies` if not given.
 
     >>> [(kind, name) for kind, name, _ in cases(Strategies(mirror=True))]  # doctest: +NORMALIZE_WHITESPACE
-    [('none', 'none'), ('alone', 'mirror averaging'), ('cumulative', 'mirror averaging'), ('left out', 'mirror averaging'),
-     ('all', 'all')]
+    [('none', 'none'), ('alone', 'mirror averaging'), ('cumulative', 'mirror averaging'),
+     ('left out', 'mirror averaging'), ('all', 'all')]
     """
     names = list(strategies.parts())
     alone = (strategies if candidates is None else candidates).parts()
@@ -56,12 +60,20 @@ def cases(strategies: Strategies, candidates: Strategies | None = None) -> list[
 def ablate(
     model: EmbeddingNet, images: ImageStore, strategies: Strategies, candidates: Strategies | None = None
 ) -> list[dict[str, Any]]:
-    """The metrics of every case on these images, and what it costs.
+    """The metrics of every case on these images, and the time it takes.
 
-    Each row has "kind" and "strategy" (see `cases`), "settings", "metrics" and "seconds", from decoded images to metrics. What
-    is the same in several cases is computed once, and its time counted in each.
+    Args:
+        model: the trained network.
+        images: those of the classes to measure.
+        strategies: see `cases`, like `candidates`.
+        candidates: see there.
 
-    Raises ValueError for a slope where the backbone has no last activation.
+    Returns:
+        One row a case: "kind" and "strategy" (see `cases`), "settings", "metrics" and "seconds", from decoded images to
+        metrics. What is the same in several cases is computed once, and its time counted in each.
+
+    Raises:
+        ValueError: for a slope where the backbone has no last activation.
     """
     measure, known = Measurement(model, images), {}
     rows = []
@@ -78,22 +90,29 @@ def ablate(
 def run(
     config: Config, *, strategies: Strategies | None = None, keep: str | None = None, progress: bool = True
 ) -> Ablation:
-    """Choose the constants on held-out training classes, and ablate the strategies on the test classes, once.
+    """Choose the hyperparameters on held-out training classes, then ablate the strategies on the test classes, once.
 
-    1. Train on part of the training classes, and choose the constants on the others (`gl_core.inference.selection`); not needed if
-       `strategies` are given.
-    2. Train on all training classes, as `gl_core.training.run` does.
+    1. Train on part of the training classes, and choose the hyperparameters on the others
+    (`gl_core.inference.selection`). 2. Train on all training classes, as `gl_core.training.run` does.
     3. Measure every case on the test classes.
 
-    The record is that of the second training, its metrics those of the plain embedding, and has two parts more: "search", with
-    the chosen settings ("strategies"), the best ones of every strategy, kept or not, which are measured alone ("candidates"), the
-    rows that led to them ("tried") and the plain metrics on the held-out classes ("metrics"), and "ablation", the rows of `ablate`. `keep` is None, "final" or "tuning" (see `gl_core.training.records`).
+    The record is that of the second training, its metrics those of the plain embedding, with two parts more:
+    "ablation", the rows of `ablate`; and "search", with the chosen settings ("strategies"), the best of every strategy,
+    kept or not, which are measured alone ("candidates"), the rows that led to them ("tried") and the plain metrics on
+    the held-out classes ("metrics").
 
-    Raises ValueError if `config` evaluates on held-out classes, which choose the constants here.
+    Args:
+        config: that of both trainings; must evaluate on the test classes.
+        strategies: settings to measure; nothing is chosen then, and the first step is left out.
+        keep: None, "final" or "tuning": where the record goes (see `gl_core.training.records`).
+        progress: whether to show progress bars.
+
+    Raises:
+        ValueError: if `config` evaluates on held-out classes, which choose the hyperparameters here.
     """
     if config.evaluate_on != "test":
         raise ValueError(
-            f"evaluate_on={config.evaluate_on!r}: must be 'test'; the held-out classes choose the constants here"
+            f"evaluate_on={config.evaluate_on!r}: must be 'test'; the held-out classes choose the hyperparameters here"
         )
     records.results_folder(keep)  # a word that is none is better refused before anything is trained
     started = time.monotonic()
@@ -119,20 +138,16 @@ def run(
 
 
 def as_table(records: Iterable[dict[str, Any] | str | Path]) -> "pd.DataFrame":
-    """The rows of all ablations in these records, or files of records: dataset, seed, kind, strategy, seconds, metrics.
-
-    Records without an ablation have no rows.
-    """
+    """The rows of the ablations in these records, or in these files of records, with data set, seed and metrics."""
     import pandas as pd
 
-    rows = []
+    columns, rows = ["kind", "strategy", "seconds"], []
     for record in records:
         if not isinstance(record, dict):
             record = json.loads(Path(record).read_text(encoding="utf-8"))
         own = {"dataset": record["dataset"], "seed": record["seed"]}
-        for row in record.get("ablation", []):
-            rows.append(own | {name: row[name] for name in ("kind", "strategy", "seconds")} | row["metrics"])
-    return pd.DataFrame(rows, columns=None if rows else ["dataset", "seed", "kind", "strategy", "seconds"])
+        rows += [own | {name: row[name] for name in columns} | row["metrics"] for row in record.get("ablation", [])]
+    return pd.DataFrame(rows, columns=None if rows else ["dataset", "seed", *columns])
 
 
 def _evaluated(config: Config, model: EmbeddingNet, progress: bool) -> ImageStore:

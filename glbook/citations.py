@@ -1,7 +1,8 @@
 """Citations as plain words, which a notebook shows wherever it is opened, and which the book turns into links.
 
-A chapter cites a work as it is printed, [Zhou et al., 2003] or Zhou et al. [2003], several as [A, 2001; B and C, 2002], and
-lists what it cites under "References". `to_roles` makes of this what Sphinx knows: roles, and a list made from the .bib file.
+A chapter cites a work as it is printed, [Zhou et al., 2003] or Zhou et al. [2003], several as [A, 2001; B and C, 2002],
+and lists what it cites under "References". `to_roles` makes of this what Sphinx knows: roles, and a list made from the
+.bib file.
 
     python -m glbook.citations    writes the lists of all chapters anew
 """
@@ -26,7 +27,7 @@ _LIKE_ONE = re.compile(r"(?<!\w)\[([^\W\d][^\[\]$]*, \d{4})\](?![(\[])|([\w.'-]+
 
 @cache
 def labels(path: Path) -> dict[str, str]:
-    """How each work of a .bib file is cited, "Zhou et al., 2003", and its key. Raises ValueError if two are cited alike."""
+    """How each work of a .bib file is cited, "Zhou et al., 2003", and its key; ValueError if two are cited alike."""
     found: dict[str, str] = {}
     for key, entry in _entries(path).items():
         label = f"{_people(entry)}, {entry.fields['year']}"
@@ -37,7 +38,7 @@ def labels(path: Path) -> dict[str, str]:
 
 
 def cited(text: str, known: Mapping[str, str]) -> list[str]:
-    """The keys of the works that a text cites, in the order of their labels. Raises ValueError for a work that is not known."""
+    """The keys of the works that a text cites, in the order of their labels; ValueError for an unknown work."""
     groups, textual = _patterns(tuple(known))
     text = re.sub(r"`[^`\n]*`", "", text)
     found = {label for group in groups.findall(text) for label in group.split("; ")}

@@ -30,7 +30,7 @@ QUIET = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-sync", "--no-first-run",
     "--disable-background-networking", "--disable-component-update",
 ]  # fmt: skip
-# What a page is waited for: MathJax has begun, and ended, its work; pictures that are fetched when a reader comes near are there.
+# What a page is waited for: MathJax has ended its work; pictures that are fetched when a reader comes near are there.
 FORMULAS_ARE_SET = "window.MathJax?.startup?.promise?.then(() => true)"
 PICTURES_ARE_THERE = (
     "[...document.images].map(image => { image.loading = 'eager'; return image.complete; }).every(Boolean)"
@@ -49,22 +49,24 @@ figure, table, img, .interactive, .cell_output, .admonition { break-inside: avoi
 h1, h2, h3 { break-after: avoid; break-inside: avoid; }
 pre { white-space: pre-wrap; }
 """
+FOOTER = '<div style="font-size: 8px; width: 100%; text-align: center"><span class="pageNumber"></span></div>'
 
 
 def print_book() -> Path:
     """Build the book if needed, print it, and return `_build/book.pdf`.
 
-    Raises ChapterError or PageError if it cannot be built, FileNotFoundError if there is no Chromium, ImportError without the
-    packages playwright and pypdf.
+    Raises:
+        ChapterError, PageError: the book cannot be built.
+        FileNotFoundError: there is no Chromium.
+        ImportError: the package playwright is missing.
     """
     from playwright.sync_api import sync_playwright
 
-    browser = find_browser()
+    browser, root = find_browser(), records.project_root()
     book.build()
-    root = records.project_root()
-    html, paper = _one_page(root), root / "_build" / "book.pdf"
+    paper = root / "_build" / "book.pdf"
     aside = paper.with_suffix(".tmp")
-    with pages_of_a_folder(html) as address, sync_playwright() as playwright:
+    with book.only_one(root), pages_of_a_folder(_one_page(root)) as address, sync_playwright() as playwright:
         opened = playwright.chromium.launch(executable_path=browser, args=QUIET)
         page = opened.new_page(color_scheme="light")
         page.goto(f"{address}/intro.html", timeout=300_000)
@@ -74,44 +76,16 @@ def print_book() -> Path:
         page.evaluate(UNFOLD)
         page.pdf(
             path=aside, format="A4", print_background=True, outline=True, tagged=True, display_header_footer=True,
-            header_template="<span></span>", footer_template=_FOOTER,
+            header_template="<span></span>", footer_template=FOOTER,
             margin={"top": "16mm", "bottom": "18mm", "left": "16mm", "right": "16mm"},
         )  # fmt: skip
         opened.close()
-    _mend_titles(aside)
-    aside.replace(paper)
+        aside.replace(paper)
     return paper
 
 
-_FOOTER = '<div style="font-size: 8px; width: 100%; text-align: center"><span class="pageNumber"></span></div>'
-
-
-def _mend_titles(paper: Path) -> None:
-    """In the outline that Chromium writes, headings that it moved to the next page are called "By handBy hand"."""
-    from pypdf import PdfWriter
-    from pypdf.generic import DictionaryObject, NameObject, TextStringObject
-
-    def mend(entry: DictionaryObject) -> None:
-        title = str(entry["/Title"])
-        half = title[: len(title) // 2]
-        if title == 2 * half:
-            entry[NameObject("/Title")] = TextStringObject(half)
-
-    def walk(above: DictionaryObject) -> None:
-        entry = above.get("/First")
-        while entry is not None:
-            entry = entry.get_object()
-            mend(entry)
-            walk(entry)
-            entry = entry.get("/Next")
-
-    printed = PdfWriter(clone_from=paper)
-    walk(printed.root_object["/Outlines"].get_object())
-    printed.write(paper)
-
-
 def find_browser() -> str:
-    """The path of a Chromium: that of the variable CHROMIUM, or one on the path. Raises FileNotFoundError if there is none."""
+    """The path of a Chromium: CHROMIUM's, or one on PATH. Raises FileNotFoundError if there is none."""
     names = (os.environ.get("CHROMIUM"), *BROWSERS)
     path = next(filter(None, (shutil.which(name) for name in names if name)), None)
     if path is None:

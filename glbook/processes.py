@@ -9,15 +9,16 @@ import time
 
 __all__ = ["MEMORY", "die_with_parent", "kernel"]
 
-# What glibc is told in a process that trains: to keep the memory of one step for the next. Left alone it returns some of it to the
-# system each time, and under Dask, which asks for that, all of it: every step then pays for fresh pages, and training on a CPU is
-# up to 1.7 times slower. Larger pieces, such as a whole data set, are still returned. Other C libraries do not read this.
+# What glibc is told in a process that trains: to keep the memory of one step for the next. Left alone it returns some
+# of it to the system each time, and under Dask, which asks for that, all of it: every step then pays for fresh pages,
+# and training on a CPU is up to 1.7 times slower. Larger pieces, such as a whole data set, are still returned. Other C
+# libraries do not read this.
 MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(256 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(512 * 2**20)}
 PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent(parent: int) -> None:
-    """Make sure that this process ends when its parent, the process of that number, does; at once if it has ended already.
+    """Let this process end when its parent, the process of that number, does; at once if it has ended already.
 
     On Linux the kernel sees to it, with SIGKILL; elsewhere a thread looks every second.
     """

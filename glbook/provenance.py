@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gl_core import devices
 from gl_core.training import records
 from glbook.runs import as_table, setting
+from glbook.sweeps.progress import duration
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,15 +21,17 @@ if TYPE_CHECKING:
 __all__ = ["banner", "command", "commands"]
 
 # What a command says even where it is the default, so that it can be read.
-_ALWAYS = ("dataset", "method", "seed")
+ALWAYS_GIVEN = ("dataset", "method", "seed")
 
 
 def banner(source: "Config | Mapping[str, Any] | Sequence[Mapping[str, Any]] | pd.DataFrame") -> "Markdown":
-    """Where a result comes from, as a quoted paragraph: live or recorded, which runs, when, by which code, on what.
+    """Where a result comes from, as a quoted paragraph: live or recorded, which runs, when, by which code, on what
+    device.
 
-    A record, a list of them, or their table (`as_table`) is a live result; what `recorded` or `glbook.runs.load_runs` has
-    read from files is a recorded one. An empty table says that nothing is recorded. A `Config` stands for what a page
-    computes without keeping a record.
+    Args:
+        source: a record, a list of records or their table (`glbook.runs.as_table`) for a live result; a table that was
+            read from files (`glbook.runs.recorded`, `matching`, `load_runs`) for a recorded one, an empty one if
+            nothing is recorded; a configuration for what a page computes without keeping a record.
     """
     from IPython.display import Markdown
 
@@ -44,18 +47,18 @@ def banner(source: "Config | Mapping[str, Any] | Sequence[Mapping[str, Any]] | p
         return Markdown("> **No recorded result** matches these parameters: run the chapter with them to get one.")
     ids = table["run_id"].dropna().tolist()
     seeds = sorted(set(table["seed"]))
-    dates = sorted({created[:10] for created in table["created"]})
-    time = table["wall_time_s"].sum()
-    processors = "; ".join(_distinct(table["device"])).replace(", 1 threads", ", 1 thread")
+    seconds = table["wall_time_s"].sum()
+    device = "; ".join(_distinct(table["device"])).replace(", 1 threads", ", 1 thread")
     facts = [
         "**Live result**, computed while this page was built" if live else "**Recorded result**",
-        *([f"run `{ids[0]}`"] if len(ids) == 1 else [f"{len(ids)} runs"] if ids else []),
         f"{', '.join(_distinct(table['dataset']))}; {', '.join(_distinct(table['method']))}",
-        f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))}",
-        f"{_duration(time) + ' on ' if time else ''}{processors}",
+        f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}",
+        f"{duration(seconds)} on {device}" if seconds else device,
         f"commit {', '.join(f'`{_short(commit)}`' for commit in _distinct(table['commit']))}",
-        dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}",
+        " to ".join(sorted({table["created"].min()[:10], table["created"].max()[:10]})),
     ]
+    if ids:
+        facts.insert(1, f"run `{ids[0]}`" if len(ids) == 1 else f"{len(ids)} runs")
     text = f"> {' · '.join(facts)}"
     if len(ids) > 1:
         text += f"\n>\n> <details><summary>All {len(ids)} runs</summary>{', '.join(ids)}</details>"
@@ -63,15 +66,21 @@ def banner(source: "Config | Mapping[str, Any] | Sequence[Mapping[str, Any]] | p
 
 
 def command(config: "Config | Mapping[str, Any]", *, chapter: str = "training", keep: str | None = "final") -> str:
-    """The shortest command that repeats a run: `glbook run` with the settings that are not what suits the data set anyway.
+    """The shortest command that repeats a run: `glbook run` with the settings that differ from what the data set has
+    anyway.
 
-    `config` is that of the run, or a row of a table of runs, whose chapter, purpose and number of threads are then used.
+    Args:
+        config: the configuration of the run; or a row of a table of runs, which then says chapter, purpose and number
+            of threads too.
+        chapter: the chapter that is run.
+        keep: "final", "tuning" or None, as for `glbook run --keep`.
+
+    Raises:
+        ValueError: if no command gives the configuration, because it holds None where the data set has a default.
 
     >>> from gl_core.training.config import Config
     >>> command(Config.resolve(dataset="omniglot", num_iterations=3))
     'glbook run training -p dataset omniglot -p method group_loss -p num_iterations 3 -p seed 0 --keep final'
-
-    Raises ValueError for a configuration that no command gives, one that holds None where something else suits.
     """
     from gl_core.training.config import Config
 
@@ -85,8 +94,8 @@ def command(config: "Config | Mapping[str, Any]", *, chapter: str = "training", 
     given = config.as_dict()
     if _resolved(given) != config:
         lost = [name for name, value in given.items() if value is None and getattr(_resolved(given), name) is not None]
-        raise ValueError(f"{lost[0]}=None: no command gives it, because None stands for what suits")
-    for name in [name for name in given if name not in _ALWAYS]:
+        raise ValueError(f"{lost[0]}=None: no command gives it, because None stands for the default")
+    for name in [name for name in given if name not in ALWAYS_GIVEN]:
         fewer = {other: value for other, value in given.items() if other != name}
         if _resolved(fewer) == config:
             given = fewer
@@ -94,6 +103,24 @@ def command(config: "Config | Mapping[str, Any]", *, chapter: str = "training", 
     for name, value in given.items():
         words += ["-p", name, value if isinstance(value, str) else json.dumps(value)]
     return threads + shlex.join(words + (["--keep", keep] if keep else []))
+
+
+def commands(table: "pd.DataFrame", sweep: str | None = None) -> "Markdown":
+    """How to make recorded runs again: the command of the sweep, if there is one, and folded that of each run."""
+    from IPython.display import Markdown
+
+    if len(table) == 0:
+        return Markdown(f"`glbook sweep {sweep}` records these runs." if sweep else "")
+    lines = [command(row) for _, row in table.iterrows()]
+    if len(lines) == 1:
+        return Markdown(f"Made by `{lines[0]}`.")
+    listed = "\n".join(html.escape(line) for line in lines)
+    whole = f"All by `glbook sweep {sweep}`; a single run" if sweep else "Each run"
+    return Markdown(
+        f"{whole} by its own command, for instance `{lines[0]}`.\n\n"
+        f"<details><summary>The commands of all {len(lines)} runs</summary>"
+        f'<pre style="white-space: pre-wrap; font-size: 75%">{listed}</pre></details>'
+    )
 
 
 def _resolved(given: Mapping[str, Any]) -> "Config | None":
@@ -105,23 +132,6 @@ def _resolved(given: Mapping[str, Any]) -> "Config | None":
         return None
 
 
-def commands(table: "pd.DataFrame", sweep: str | None = None) -> "Markdown":
-    """How to make recorded results again: the command of the whole sweep, where there is one, and folded that of each run."""
-    from IPython.display import Markdown
-
-    if len(table) == 0:
-        return Markdown(f"`glbook sweep {sweep}` records these runs." if sweep else "")
-    lines = [command(row) for _, row in table.iterrows()]
-    if len(lines) == 1:
-        return Markdown(f"Made by `{lines[0]}`.")
-    listed = "\n".join(html.escape(line) for line in lines)
-    whole = f"All by `glbook sweep {sweep}`; a single run" if sweep else "Each run"
-    return Markdown(
-        f"{whole} by its own command, for instance `{lines[0]}`.\n\n<details><summary>The commands of all {len(lines)} runs"
-        f'</summary><pre style="white-space: pre-wrap; font-size: 75%">{listed}</pre></details>'
-    )
-
-
 def _distinct(values: Sequence) -> list[str]:
     return list(dict.fromkeys("unknown" if value is None else str(value) for value in values))
 
@@ -130,9 +140,3 @@ def _short(commit: str) -> str:
     """The first digits of a commit; what follows a dash (changed files) stays."""
     number, _, changed = commit.partition("-")
     return number[:9] + (" with local changes" if changed else "")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,14 +1,14 @@
-"""What a page of the book says about results: where they come from, how to make them again, tables with mean and spread."""
+"""Recorded runs as tables: found by their settings or by a sweep, with mean and spread."""
 
-import dataclasses
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from gl_core.training import records
+from glbook.sweeps.keys import setting, settings_that_count
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,14 +22,12 @@ __all__ = [
     "load_runs",
     "matching",
     "planned",
-    "read_records",
     "recorded",
     "setting",
+    "spoken",
     "spread_table",
 ]
 
-# What a run may differ in and still be the same experiment.
-_ELSEWHERE = ("data_root", "device", "preset", "profile")
 _FRACTION = re.compile(r"(^|\s)(R@\d+|MAP@R|R-Precision|NMI|AMI|mAP|Rank-\d+|accuracy)$")
 
 
@@ -42,16 +40,28 @@ def is_fraction(metric: str) -> bool:
     return _FRACTION.search(metric) is not None
 
 
+def spoken(value: Any) -> str:
+    """A setting or its value as pages write it: without underscores, numbers as short as they can be.
+
+    >>> spoken("num_anchors"), spoken("group_loss"), spoken(10.0), spoken(True)
+    ('number of anchors', 'group loss', '10', 'yes')
+    """
+    if isinstance(value, Real) and not isinstance(value, bool):
+        return f"{value:g}"
+    text = {"True": "yes", "False": "no"}.get(str(value), str(value))
+    return f"number of {text[4:]}" if text.startswith("num_") else text.replace("_", " ")
+
+
 def as_table(records: Sequence[Mapping[str, Any]]) -> "pd.DataFrame":
-    """Records of live runs (`Run.record`) as a table with the columns of `glbook.runs.load_runs`."""
+    """Records of live runs (`Run.record`) as a table with the columns of `load_runs`."""
     import pandas as pd
 
     rows = []
     for record in records:
-        row = {name: record.get(name) for name in COLUMNS} | dict(record.get("metrics", {}))
+        row = {name: record.get(name) for name in COLUMNS} | record.get("metrics", {})
         row |= {f"untrained {name}": value for name, value in record.get("untrained", {}).items()}
         rows.append(row | {name: record.get(name) for name in ("history", "selection", "versions")})
-    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=COLUMNS)
+    return pd.DataFrame(rows, columns=None if rows else COLUMNS)
 
 
 def recorded(
@@ -63,10 +73,10 @@ def recorded(
     root: str | None = None,
     **settings: Any,
 ) -> "pd.DataFrame":
-    """The recorded runs that match, oldest first; an empty table where there are none.
+    """The recorded runs that match, oldest first, repeats left out; an empty table where there are none.
 
-    None matches everything. `settings` are compared with the configurations, `epochs=30` for instance. `root` is the folder
-    of records, that of the book if not given. Raises ValueError for a setting that no configuration has.
+    None matches everything. `settings` are compared with the configurations, `epochs=30` for instance. `root` is the
+    folder of records, that of the book if not given. Raises ValueError for a setting that no configuration has.
     """
     from gl_core.training.config import Config
 
@@ -74,6 +84,7 @@ def recorded(
     if unknown:
         raise ValueError(f"unknown setting {min(unknown)!r}: must be one of {', '.join(Config.names())}")
     table = load_runs(root)
+    table = table[~table["repeat"].astype(bool)]
     for name, value in {"dataset": dataset, "chapter": chapter, "method": method, "purpose": purpose}.items():
         if value is not None:
             table = table[table[name] == value]
@@ -86,12 +97,15 @@ def recorded(
 def matching(
     configs: "Iterable[Config]", *, chapter: str = "training", purpose: str = "final", root: str | None = None
 ) -> "pd.DataFrame":
-    """The recorded run of each configuration, in their order; the newest where there are several, none where there is none.
+    """The recorded run of each configuration, in their order; the newest where there are several, none where there is
+    none.
 
-    Only runs of one `chapter` count: that on test-time strategies records its trainings too, with all it found out besides.
+    Only runs of one `chapter` count: that on test-time strategies records its trainings too, with all it found out
+    besides.
 
-    Configurations are the same if all settings are, seed included, but for the path of the data, the device, and preset and
-    profile, which only set defaults. A setting that came after a run was recorded has its default there.
+    Configurations are the same if all settings are, seed included, but for those that say where data lie and a run is
+    made, and preset and profile, which only set defaults. A setting that came after a run was recorded has its default
+    there.
     """
     table = load_runs(root)
     table = table[(table["purpose"] == purpose) & (table["chapter"] == chapter) & table["config"].map(bool)]
@@ -104,55 +118,36 @@ def matching(
 def planned(sweep: str) -> "list[Config]":
     """The configurations of a sweep's runs, in order, whether they have been run or not.
 
-    `sweep` is a file as `glbook sweep` reads it, its path relative to the book's folder. Other than there the data need not be
-    here: a page shows what is recorded also where it could not be recorded. In a tuned sweep, methods that have not been tuned
+    `sweep` is a file as `glbook sweep` reads it, its path relative to the book's folder. The data need not be here: a
+    page shows what is recorded also where it could not be recorded. In a tuned sweep, methods that have not been tuned
     yet are left out.
     """
-    import itertools
-
-    import yaml
-
     from gl_core.training.config import Config
-    from glbook import notebooks
+    from glbook import notebooks, studies
+    from glbook.sweeps.plan import read_file
 
-    content = yaml.safe_load((records.project_root() / sweep).read_text(encoding="utf-8"))
-    declared = notebooks.parameters(content["chapter"])
-    defaults = {name: parameter.default for name, parameter in declared.items()}
-    grid = content.get("grid", {})
+    file = read_file(records.project_root() / sweep)
     made = []
-    for entry in content.get("runs", [{}]):
-        for values in itertools.product(*grid.values()):
-            given = content.get("parameters", {}) | entry | dict(zip(grid, values, strict=True))
-            if content.get("tuned"):
-                from glbook import tuning
-
-                try:
-                    given = tuning.best_settings(given) | given
-                except ValueError:  # no study of it yet, so no run either
-                    continue
-            made.append(Config.from_parameters(defaults | given))
+    for given in file.each():
+        defaults = {name: parameter.default for name, parameter in notebooks.parameters(given["chapter"]).items()}
+        if file.tuned:
+            try:
+                given = studies.best_settings(given) | given
+            except ValueError:  # no study of it yet, so no run either
+                continue
+        made.append(Config.from_parameters(defaults | given))
     return made
 
 
 def _identity(config: Mapping[str, Any]) -> str:
-    from gl_core.training.config import Config
-
-    settings = {name: setting(config, name) for name in Config.names() if name not in _ELSEWHERE}
-    return json.dumps(settings, sort_keys=True)
-
-
-def setting(config: Mapping[str, Any], name: str) -> Any:
-    """A setting of a recorded configuration; one that is newer than the record had its default."""
-    from gl_core.training.config import Config
-
-    default = {field.name: field.default for field in dataclasses.fields(Config)}
-    return config[name] if name in config else default.get(name)
+    return json.dumps(settings_that_count(config), sort_keys=True)
 
 
 def columns(table: "pd.DataFrame", *names: str) -> "pd.DataFrame":
-    """Columns of a table of runs; what is no column is looked up as a setting in each configuration.
+    """Columns of a table of runs, by name; a name that is no column is looked up as a setting in each configuration.
 
-    Raises ValueError, naming it, for what is neither, and for an empty table.
+    Raises:
+        ValueError: for a name that is neither, and for an empty table.
     """
     import pandas as pd
 
@@ -174,25 +169,25 @@ def columns(table: "pd.DataFrame", *names: str) -> "pd.DataFrame":
 def spread_table(
     table: "pd.DataFrame", by: str | Sequence[str] = "method", metrics: Sequence[str] = ("R@1", "MAP@R")
 ) -> "pd.DataFrame":
-    """Mean ± standard deviation over runs, fractions in percent: one row a group, as text, with the number of runs.
+    """Mean ± standard deviation over runs as text: one row a group, with the number of its runs.
 
-    `by` is a column of the table of runs or a setting of its configurations, or a list of them. The standard deviation
-    is that of a sample (divisor n - 1); a single run has none, and is marked.
+    Args:
+        table: recorded runs, as from `load_runs`.
+        by: a column of the table or a setting of the runs' configurations, or a list of them.
+        metrics: columns; fractions are shown in percent. The standard deviation is that of a sample (divisor n - 1); a
+            single run has none, and is marked.
     """
-    import pandas as pd
-
     by = [by] if isinstance(by, str) else list(by)
-    data = columns(table, *by, *metrics)
-    rows = []
-    for keys, group in data.groupby(by, sort=False, dropna=False):
-        row = dict(zip(by, keys, strict=True)) | {"runs": len(group)}
-        for metric in metrics:
-            row[f"{metric} (%)" if is_fraction(metric) else metric] = _mean_and_spread(group[metric].dropna(), metric)
-        rows.append(row)
-    return pd.DataFrame(rows).set_index(by)
+    grouped = columns(table, *by, *metrics).groupby(by, sort=False, dropna=False)
+    shown = grouped.size().to_frame("runs")
+    for metric in metrics:
+        name = f"{metric} (%)" if is_fraction(metric) else metric
+        shown[name] = grouped[metric].agg(_mean_and_spread, metric=metric)
+    return shown
 
 
 def _mean_and_spread(values: "pd.Series", metric: str) -> str:
+    values = values.dropna()
     if values.empty:
         return "–"
     digits, scale = (1, 100) if is_fraction(metric) else (3, 1)
@@ -218,33 +213,32 @@ COLUMNS = [
 def load_runs(root: str | os.PathLike | None = None) -> "pd.DataFrame":
     """All records under a folder, one row a run, oldest first.
 
-    The columns are run_id, created (UTC), commit, chapter, dataset, method, seed, device, wall_time_s, purpose, config (a
-    dict), then the metrics of the trained network ("R@1", "MAP@R", ...), those of the untrained one ("untrained R@1", ...),
-    the metrics per epoch ("history", a list of dicts; "selection" for the epochs on held-out classes) and "path".
+    The columns are run_id, created (UTC), commit, chapter, dataset, method, seed, device, wall_time_s, purpose, config
+    (a dict), then the metrics of the trained network ("R@1", "MAP@R", ...), those of the untrained one ("untrained
+    R@1", ...), the metrics per epoch ("history", a list of dicts; "selection" for the epochs on held-out classes),
+    "key" (two runs of one key give the same result, see `glbook.sweeps.keys`), "path", and "repeat": whether an older
+    record of the table has the same key and purpose, so that the two are one run in any statistic.
 
-    `root` is the `data/results` of the book if not given; subfolders are read too, files that are no records passed over. An
-    empty or missing folder gives an empty table with the columns. Raises ValueError, naming it, for a file that is broken.
+    Args:
+        root: the folder, `data/results` of the book if not given; subfolders are read too. A file that is no record is
+            passed over, one that is broken with a warning that names it, and the copy of a record counts as one with
+            it.
+
+    Returns:
+        The table; empty, with its columns, for an empty or missing folder.
     """
     import pandas as pd
 
-    rows = []
-    for path, record in read_records(root):
+    rows = {}
+    for path, record in records.read_records(root):
         row = {name: record.get(name) for name in COLUMNS}
         row |= record.get("metrics", {})
         row |= {f"untrained {name}": value for name, value in record.get("untrained", {}).items()}
-        row |= {name: record.get(name) for name in ("history", "selection", "versions", "session", "sweep")}
-        rows.append(row | {"path": str(path)})
-    table = pd.DataFrame(rows) if rows else pd.DataFrame(columns=COLUMNS)
-    return table.sort_values(["created", "run_id"], ignore_index=True)
-
-
-def read_records(root: str | os.PathLike | None = None) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The records under a folder as they were written, with their paths; see `load_runs`."""
-    root = records.results_folder("final") if root is None else Path(root)
-    for path in sorted(root.rglob("*.json")):
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}: not a record, it holds no valid JSON ({error})") from error
-        if isinstance(record, dict) and "run_id" in record:
-            yield path, record
+        row |= {name: record.get(name) for name in ("history", "selection", "versions", "session", "key")}
+        rows.setdefault((record["run_id"], record.get("purpose")), row | {"path": str(path)})
+    if not rows:
+        return pd.DataFrame(columns=[*COLUMNS, "repeat"])
+    table = pd.DataFrame(list(rows.values())).sort_values(["created", "run_id"], ignore_index=True)
+    # A run of a chapter that trains several networks leaves several records of one key.
+    marks = table[["key", "purpose"]].assign(config=[_identity(config or {}) for config in table["config"]])
+    return table.assign(repeat=marks.duplicated() & table["key"].notna())

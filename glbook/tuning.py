@@ -5,11 +5,16 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
+from gl_core import _checks, _extras
+from gl_core._files import write_atomically
 from gl_core.training import records
-from glbook import runs, sweeps
+from gl_core.training.config import Config
+from glbook import studies as kept
+from glbook import sweeps
+from glbook.studies import Study, best_settings, studies
+from glbook.sweeps.store import Store
 
 __all__ = ["SPACES", "TRIALS", "Range", "Study", "best_settings", "studies", "tune"]
 
@@ -32,7 +37,8 @@ def _log(low: float, high: float) -> Range:
     return Range(low, high, log=True)
 
 
-# Factors: of the learning rate that the configuration has by itself, and of the classifier's or the proxies' rate to that one.
+# Factors: of the learning rate that the configuration has by itself, and of the classifier's or the proxies' rate to
+# that one.
 _RATE = {"learning_rate": _log(0.25, 4)}
 _RATES = _RATE | {"classifier_learning_rate": _log(1, 100)}
 # What is tuned of each method. The first trial is always the default, which is that of the paper where it has one.
@@ -51,29 +57,6 @@ SPACES: dict[str, dict[str, Range]] = {
 }
 
 
-@dataclass(frozen=True)
-class Study:
-    """The trials of a method and the settings that did best; written to `data/results/tuning`, where it is no record of a run.
-
-    `best` are parameters of a chapter; each trial has its parameters, the id of its record, and its score, None if it failed.
-    """
-
-    study: str
-    created: str
-    commit: str | None
-    method: str
-    dataset: str
-    backbone: str
-    image_size: int
-    epochs: int
-    seed: int
-    score: str
-    space: dict[str, dict[str, Any]]
-    trials: list[dict[str, Any]]
-    best: dict[str, Any]
-    versions: dict[str, str]
-
-
 def tune(
     method: str,
     given: Mapping[str, Any],
@@ -85,48 +68,55 @@ def tune(
     workers: int | None = None,
     say: Callable[[str], None] = print,
 ) -> Study:
-    """Look for settings of a method in its `SPACES`, at half the epochs, judged by the mean of R@1 and MAP@R on held-out classes.
+    """Look for settings of a method in its `SPACES`, at half the epochs, judged by the mean of R@1 and MAP@R on
+    held-out classes.
 
-    The first trial has the defaults, the next few are drawn at random, the others by the tree-structured Parzen estimator of Optuna,
-    from `seed`. Each is a run of a sweep with purpose "tuning": those that are recorded already are not made again, so a study
-    that was interrupted goes on. The test classes are never read.
+    The first trial has the defaults, the next few are drawn at random, the others by the tree-structured Parzen
+    estimator of Optuna, from `seed`. Each is a run of a sweep with purpose "tuning": those that are recorded already
+    are not made again, so a study that was interrupted goes on. The test classes are never read.
 
     Args:
         method: a method with a search space.
         given: parameters of the chapter that all trials share, such as the data set.
-        trials, seed: of the search; the seed of the trainings is a parameter.
-        chapter, scheduler, workers, say: see `glbook.sweeps`.
+        trials: how many.
+        seed: of the search; the seed of the trainings is a parameter.
+        chapter: that trains.
+        scheduler, workers, say: see `glbook.sweeps.run_plan`.
 
-    Raises ValueError for a method without a space, for bad parameters, or if all trials failed.
+    Raises:
+        ValueError: a method without a space, bad parameters, parameters that the study sets itself, or all trials
+            failed.
     """
-    import optuna
-
-    from gl_core import _checks
-
+    optuna = _extras.require("optuna", extra="sweeps")
     _checks.choice("method", method, SPACES)
-    base = _base(method, dict(given))
+    for name in ("method", "evaluate_on", "choose_epochs", "keep"):
+        if name in given:
+            raise ValueError(f"{name}={given[name]!r}: a study sets it itself, so it cannot be given")
+    given = dict(given)
+    config = Config.from_parameters(given | {"method": method})
+    shared = {"method": method, "epochs": max(1, config.epochs // 2), "evaluate_on": "held_out", "choose_epochs": False}
     space = SPACES[method]
     sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=ROUND)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     search = optuna.create_study(direction="maximize", sampler=sampler)
-    search.enqueue_trial(_defaults(base, space))
+    search.enqueue_trial(_defaults(config, space))
     made: list[dict[str, Any]] = []
     for first in range(0, trials, ROUND):
-        asked = [search.ask(_distributions(space)) for _ in range(first, min(first + ROUND, trials))]
-        settings = [_settings(base, space, trial.params) for trial in asked]
+        drawn = [search.ask(_distributions(space)) for _ in range(first, min(first + ROUND, trials))]
+        settings = [_settings(config, space, trial.params) for trial in drawn]
         # Two draws that agree in all digits that count are one run.
         different = {json.dumps(each, sort_keys=True): each for each in settings}
         plan = sweeps.make_plan(
-            f"tuning of {method}, trials {first + 1} to {first + len(asked)}",
-            [given | base["fixed"] | each | {"chapter": chapter} for each in different.values()],
+            f"tuning of {method}, trials {first + 1} to {first + len(drawn)}",
+            [given | shared | each | {"chapter": chapter} for each in different.values()],
             varied=["learning_rate", *sorted({name for each in settings for name in each} - {"learning_rate"})],
             keep="tuning",
         )
         sweeps.run_plan(plan, scheduler=scheduler, workers=workers, say=say)
         keys = dict(zip(different, (run.key for run in plan.runs), strict=True))
-        records = _records()
-        for trial, each in zip(asked, settings, strict=True):
-            record = records.get(keys[json.dumps(each, sort_keys=True)])
+        for trial, each in zip(drawn, settings, strict=True):
+            found = Store().keep(keys[json.dumps(each, sort_keys=True)], "tuning")
+            record = found[0] if found else None
             score = _score(record)
             search.tell(trial, score, state=None if score is not None else optuna.trial.TrialState.FAIL)
             made.append({"parameters": each, "run_id": record and record["run_id"], "score": score})
@@ -134,54 +124,11 @@ def tune(
         raise ValueError(
             f"method={method!r}: none of its {trials} trials went well; run one by `glbook run` to see why"
         )
-    best = max((trial for trial in made if trial["score"] is not None), key=lambda trial: trial["score"])
-    return _keep(base, space, made, best["parameters"], seed)
+    return _keep(config, shared["epochs"], space, made, seed)
 
 
-def best_settings(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that the newest study found for these parameters' method, data set, backbone and image size.
-
-    Raises ValueError, with the command that makes one, if there is no such study.
-    """
-    from gl_core.training.config import Config
-
-    config = Config.from_parameters(given)
-    found = studies(config.dataset, config.backbone, config.image_size)
-    if config.method not in found:
-        raise ValueError(
-            f"tuned: no tuning of {config.method} on {config.dataset} ({config.backbone}, {config.image_size} px) is recorded; "
-            f"make one by `glbook tune {config.method} -p dataset {config.dataset}`"
-        )
-    return found[config.method].best
-
-
-def studies(dataset: str, backbone: str, image_size: int) -> dict[str, Study]:
-    """The newest study of each method on this data set with this network, in the order of `SPACES`; {} where there is none."""
-    made = [Study(**json.loads(path.read_text(encoding="utf-8"))) for path in _folder().glob("*.json")]
-    made = [
-        study for study in made if (study.dataset, study.backbone, study.image_size) == (dataset, backbone, image_size)
-    ]
-    newest = {study.method: study for study in sorted(made, key=lambda study: study.created)}
-    return {method: newest[method] for method in SPACES if method in newest}
-
-
-def _folder() -> Path:
-    return records.project_root() / "data" / "results" / "tuning"
-
-
-def _base(method: str, given: dict[str, Any]) -> dict[str, Any]:
-    """The configuration that the trials start from, and the parameters that they share."""
-    from gl_core.training.config import Config
-
-    config = Config.from_parameters(given | {"method": method})
-    epochs = max(1, config.epochs // 2)
-    fixed = {"method": method, "epochs": epochs, "evaluate_on": "held_out", "choose_epochs": False}
-    return {"config": config, "fixed": fixed}
-
-
-def _defaults(base: dict[str, Any], space: dict[str, Range]) -> dict[str, float]:
-    """The default settings as a point of the space."""
-    config = base["config"]
+def _defaults(config: Config, space: dict[str, Range]) -> dict[str, float]:
+    """The settings of the configuration as a point of the space."""
     ratio = (config.classifier_learning_rate or config.learning_rate) / config.learning_rate
     values = {"learning_rate": 1.0, "classifier_learning_rate": ratio}
     values |= {f"loss.{name}": value for name, value in (config.loss_options or {}).items()}
@@ -199,9 +146,9 @@ def _distributions(space: dict[str, Range]) -> dict[str, Any]:
     }
 
 
-def _settings(base: dict[str, Any], space: dict[str, Range], point: Mapping[str, float]) -> dict[str, Any]:
+def _settings(config: Config, space: dict[str, Range], point: Mapping[str, float]) -> dict[str, Any]:
     """A point of the space as parameters of a chapter, in four digits: what no one would type is of no use."""
-    config, settings, options = base["config"], {}, dict(base["config"].loss_options or {})
+    settings, options = {}, dict(config.loss_options or {})
     for name in space:
         value = point[name]
         if name == "learning_rate":
@@ -216,20 +163,14 @@ def _settings(base: dict[str, Any], space: dict[str, Range], point: Mapping[str,
     return settings | ({"loss_options": options} if options else {})
 
 
-def _records() -> dict[str, dict[str, Any]]:
-    """The records that are kept, by their sweep's key."""
-    found = (record for _, record in runs.read_records())
-    return {record["sweep"]["key"]: record for record in found if record.get("sweep")}
-
-
 def _score(record: dict[str, Any] | None) -> float | None:
     return None if record is None else (record["metrics"]["R@1"] + record["metrics"]["MAP@R"]) / 2
 
 
-def _keep(base: dict, space: dict, made: list[dict[str, Any]], best: dict[str, Any], seed: int) -> Study:
-    import optuna
-
-    config = base["config"]
+def _keep(config: Config, epochs: int, space: dict[str, Range], made: list[dict[str, Any]], seed: int) -> Study:
+    """Write the study of these trials, and return it."""
+    optuna = _extras.require("optuna", extra="sweeps")
+    best = max((trial for trial in made if trial["score"] is not None), key=lambda trial: trial["score"])
     ranges = {name: {word: value for word, value in asdict(range_).items() if value} for name, range_ in space.items()}
     name = hashlib.sha256(json.dumps([made, ranges, seed], sort_keys=True).encode()).hexdigest()[:8]
     study = Study(
@@ -240,16 +181,17 @@ def _keep(base: dict, space: dict, made: list[dict[str, Any]], best: dict[str, A
         dataset=config.dataset,
         backbone=config.backbone,
         image_size=config.image_size,
-        epochs=base["fixed"]["epochs"],
+        epochs=epochs,
         seed=seed,
         score="mean of R@1 and MAP@R on held-out training classes",
         space=ranges,
         trials=made,
-        best=best,
+        best=best["parameters"],
         versions=records.versions() | {"optuna": optuna.__version__},
     )
-    path = _folder() / f"{study.study}.json"
-    if path.exists():  # the same trials came to the same end before
+    path = kept.folder() / f"{study.study}.json"
+    try:
+        write_atomically(path, (json.dumps(asdict(study), indent=1) + "\n").encode(), overwrite=False)
+    except FileExistsError:  # the same trials came to the same end before
         return Study(**json.loads(path.read_text(encoding="utf-8")))
-    records.write_atomically(path, (json.dumps(asdict(study), indent=1) + "\n").encode(), overwrite=False)
     return study

@@ -15,7 +15,8 @@ FEW = 3
 
 
 def photograph(value: int, *, size: tuple[int, int] = (40, 32), grey: bool = False, kind: str = "JPEG") -> bytes:
-    """An image of one colour, or of one grey, as some photographs of every benchmark are; another one for each value to 50."""
+    """An image of one colour, or of one grey, as some photographs of every benchmark are; another one for each value to
+    50."""
     image = Image.new("L", size, 5 * value) if grey else Image.new("RGB", size, (5 * value, 255 - 5 * value, 128))
     content = io.BytesIO()
     image.save(content, kind, **({"quality": 95} if kind == "JPEG" else {}))
@@ -100,7 +101,8 @@ def cars196_devkit(root: Path, classes: Sequence[int] = (1, 2, 97, 98, 99, 100, 
 
 
 def sop(root: Path, train: int = 5, test: int = 4, images: int = FEW) -> Path:
-    """`Stanford_Online_Products/`: images are named by the offer; the numbers of test products go on from those of training."""
+    """`Stanford_Online_Products/`: images are named by the offer; the numbers of test products go on from those of
+    training."""
     top, position = root / "Stanford_Online_Products", 0
     kinds = ("bicycle", "cabinet")
     for name, products in (
@@ -175,7 +177,8 @@ def market1501(root: Path) -> Path:
 
 
 def cuhk03(root: Path) -> Path:
-    """`detected/` and `labeled/` as the authors of the new protocol prepared them; the labelled gallery is smaller by one."""
+    """`detected/` and `labeled/` as the authors of the new protocol prepared them; the labelled gallery is smaller by
+    one."""
     for kind in ("detected", "labeled"):
         _persons(root / kind, (3, 4, 8, 9), (1, 2, 5), lambda person, camera, i: f"{person}_c{camera}_{i}.png")
     (root / "labeled" / "bounding_box_test" / "0005_c2_281.png").unlink()
@@ -183,8 +186,9 @@ def cuhk03(root: Path) -> Path:
 
 
 def cuhk03_release(root: Path) -> Path:
-    """`cuhk03_release/cuhk-03.mat`, MATLAB 7.3 and so HDF5, in which cells are references and matrices are transposed, with the
-    two files of the new protocol. Two pairs of cameras saw 4 and 3 persons; every cell but the last of a view has an image."""
+    """`cuhk03_release/cuhk-03.mat`, MATLAB 7.3 and so HDF5, in which cells are references and matrices are transposed,
+    with the two files of the new protocol. Two pairs of cameras saw 4 and 3 persons; every cell but the last of a view
+    has an image."""
     import h5py
     from scipy.io import savemat
 

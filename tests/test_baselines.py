@@ -238,7 +238,7 @@ def test_options_are_filled_in_and_recorded():
         ("soft_triple", {"centers_per_class": True}, r"\['centers_per_class'\]=True: must be a whole number"),
         ("arcface", {"margin": 200}, r"\['margin'\]=200: must lie in \[0, 180\)"),
         ("group_loss", {"margin": 0.1}, "loss_options={'margin': 0.1}: must be None for group_loss"),
-        ("triplet", [0.1], r"loss_options=\[0.1\]: must be dict or None, not list"),
+        ("triplet", [0.1], r"loss_options=\[0.1\]: must be a mapping of names to values or None"),
     ],
 )
 def test_bad_options_are_refused(method, options, message):

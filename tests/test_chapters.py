@@ -10,7 +10,7 @@ import nbformat
 import pytest
 from stub_book import PARAMETERS, ROOT, chapter_of, make_book
 
-from glbook import notebooks
+from glbook import chapters, notebooks
 
 # An environment in which nobody has activated anything but this Python's folder of commands.
 ENVIRONMENT = os.environ | {"PATH": os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]}
@@ -30,83 +30,20 @@ def stream(notebook) -> str:
 
 
 def test_a_chapter_is_found_by_name(book):
-    assert notebooks.names() == ["training"]
-    assert notebooks.find("training") == book / "book" / "training.ipynb"
+    assert chapters.names() == ["training"]
+    assert chapters.find("training") == book / "book" / "training.ipynb"
     with pytest.raises(ValueError, match=r"chapter='trainnig': must be one of training; did you mean 'training'\?"):
-        notebooks.find("trainnig")
+        chapters.find("trainnig")
     with pytest.raises(ValueError, match=r"chapter='\.\./training'"):
-        notebooks.find("../training")
+        chapters.find("../training")
 
 
-def test_parameters_are_read_with_type_and_default(book):
-    found = notebooks.parameters("training")
-    assert list(found) == re.findall(r"^(\w+):", PARAMETERS, re.MULTILINE)
-    assert found["profile"] == notebooks.Parameter("profile", str, "quick")
-    assert found["epochs"].type is int and not found["epochs"].optional
-    assert found["data_root"].optional
-
-
-@pytest.mark.parametrize(
-    "text, name, value",
-    [
-        ("30", "epochs", 30),
-        ("1e-3", "learning_rate", 1e-3),
-        ("2", "learning_rate", 2),
-        ("none", "learning_rate", None),
-        ("null", "data_root", None),
-        ("none", "data_root", None),
-        ("2011", "data_root", "2011"),
-        ("1e3", "data_root", "1e3"),
-        ("true", "train", True),
-        ("many", "epochs", "many"),
-    ],
-)
-def test_values_of_the_command_line(book, text, name, value):
-    parsed = notebooks.parse_value(text, notebooks.parameters("training")[name])
-    assert parsed == value and type(parsed) is type(value)
-
-
-def test_no_augmentation_is_a_word_not_what_suits():
-    augmentation = notebooks.Parameter("augmentation", str, None)
-    assert notebooks.parse_value("none", augmentation) == "none"
-    assert notebooks.parse_value("null", augmentation) is None
-
-
-def test_values_without_a_declared_type():
-    anything = notebooks.Parameter("values", notebooks._type("Sequence[int]"), ())
-    assert notebooks.parse_value("[1, 2]", anything) == [1, 2]
-    assert notebooks.parse_value("[1, 2", anything) == "[1, 2"
-    listed = notebooks.Parameter("values", notebooks._type("list[int] | None"), None)
-    assert notebooks._typed(listed, [1]) == [1] and notebooks._typed(listed, None) is None
-    with pytest.raises(ValueError, match="values='a': must be list or None, not str"):
-        notebooks._typed(listed, "a")
-
-
-def test_good_parameters_pass_and_whole_numbers_may_stand_for_floats(book):
-    checked = notebooks.check_parameters("training", {"epochs": 3, "temperature": 7, "data_root": None})
-    assert checked == {"epochs": 3, "temperature": 7.0, "data_root": None}
-    assert type(checked["temperature"]) is float
-
-
-@pytest.mark.parametrize(
-    "given, message",
-    [
-        ({"epoch": 3}, r"epoch: chapter 'training' has no such parameter; it has profile, .*; did you mean 'epochs'\?"),
-        ({"epochs": "many"}, "epochs='many': must be int, not str"),
-        ({"epochs": 2.5}, "epochs=2.5: must be int, not float"),
-        ({"epochs": True}, "epochs=True: must be int, not bool"),
-        ({"epochs": None}, "epochs=None: must be int, not NoneType"),
-        ({"learning_rate": "fast"}, "learning_rate='fast': must be float or None, not str"),
-        ({"epochs": -1}, "epochs=-1: must be a whole number, 0 or more"),
-        ({"temperature": 0}, "temperature=0.0: must be above 0"),
-        ({"dataset": "imagenet"}, "dataset='imagenet': must be one of .*glyphs"),
-        ({"method": "tripled"}, "method='tripled': must be one of group_loss, cross_entropy"),
-        ({"profile": "slow"}, "profile='slow': must be one of quick, full"),
-    ],
-)
-def test_bad_parameters_are_refused_by_name_and_value(book, given, message):
-    with pytest.raises(ValueError, match=message):
-        notebooks.check_parameters("training", given)
+def test_a_chapter_begins_in_the_folder_of_a_book_or_says_so(book, tmp_path, monkeypatch):
+    """Installed apart from the book, the library does not know where it is."""
+    chapters.begin()
+    monkeypatch.setattr("gl_core.training.records.project_root", lambda: tmp_path)
+    with pytest.raises(ValueError, match="is not in the book's folder; go there, or give papermill --cwd FOLDER"):
+        chapters.begin()
 
 
 def execute(source: str, given: dict, output, **options):
@@ -149,38 +86,62 @@ def test_a_kernel_that_dies_is_a_failure_that_says_so(book):
     assert output.is_file()
 
 
+def build(book) -> str:
+    """Build the book by its command; what it says."""
+    done = subprocess.run([sys.executable, "-m", "glbook", "book"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
 def test_only_what_has_changed_is_built_again(book):
-    def build() -> tuple[str, dict]:
-        done = subprocess.run([sys.executable, "-m", "glbook", "book"], capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        return done.stderr, {path: path.stat().st_mtime_ns for path in (book / "_build").rglob("*") if path.is_file()}
+    def state() -> dict:
+        return {path: path.stat().st_mtime_ns for path in (book / "_build").rglob("*") if path.is_file()}
 
     notebook = book / "book" / "training.ipynb"
     nbformat.write(chapter_of([PARAMETERS, "print(profile * 2)"]), notebook)
     sources = {path: path.read_bytes() for path in (book / "book").rglob("*.*")}
-    log, first = build()
-    assert "making pages" in log
-    page = (book / "_build" / "html" / "training.html").read_text()
-    assert "quickquick" in page and "# Parameters" not in page
+    assert "making pages" in build(book)
+    first, page = state(), book / "_build" / "html" / "training.html"
+    assert "quickquick" in page.read_text() and "# Parameters" not in page.read_text()
     assert {path: path.read_bytes() for path in (book / "book").rglob("*.*")} == sources
 
-    log, second = build()
-    assert second == first and "training: unchanged" in log and "making pages" not in log
+    log = build(book)
+    assert state() == first and "training: unchanged" in log and "making pages" not in log
 
+    # Prose alone: new pages with the outputs that were there.
+    notebook.write_text(notebook.read_text().replace("# A chapter", "# A better chapter"))
     (book / "book" / "intro.md").write_text("# Introduction\n\nAnother text.\n")
     (book / "_build" / "book" / ".123-training.ipynb").write_text("left by a build that was killed")
-    log, third = build()
+    log = build(book)
     assert "training: unchanged" in log and "making pages" in log
+    assert "A better chapter" in page.read_text() and "quickquick" in page.read_text()
     assert "Another text" in (book / "_build" / "html" / "intro.html").read_text()
 
     nbformat.write(chapter_of([PARAMETERS, "print(profile * 3)"]), notebook)
-    (book / "book" / "intro.md").unlink()
     (book / "book" / "intro.md").write_text("# Introduction\n\nA broken {ref}`link`.\n")
     done = subprocess.run([sys.executable, "-m", "glbook", "book"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 1 and "undefined label" in done.stderr
     assert done.stderr.splitlines()[-1] == "glbook: the pages could not be made without warnings; they are listed above"
     assert "quickquickquick" in (book / "_build" / "book" / "training.ipynb").read_text()
     assert "Another text" in (book / "_build" / "html" / "intro.html").read_text(), "the last good pages stay"
+
+
+def test_two_builds_at_once_wait_for_each_other(book):
+    nbformat.write(chapter_of([PARAMETERS, "import time; time.sleep(3)"]), book / "book" / "training.ipynb")
+    command = {"args": [sys.executable, "-m", "glbook", "book"], "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(**command) as first, subprocess.Popen(**command) as second:
+        said = [process.communicate(timeout=300)[1] for process in (first, second)]
+    assert (first.returncode, second.returncode) == (0, 0), said
+    waiting = [log for log in said if "this one waits for it" in log]
+    assert len(waiting) == 1 and "training: unchanged" in waiting[0]
+    assert (book / "_build" / "html" / "training.html").is_file()
+
+
+def test_a_failing_chapter_ends_the_build_in_one_line(book):
+    nbformat.write(chapter_of([PARAMETERS, "{}['key']"]), book / "book" / "training.ipynb")
+    done = subprocess.run([sys.executable, "-m", "glbook", "book"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert re.match("glbook: training: KeyError: 'key' .executed notebook", done.stderr.splitlines()[-1])
 
 
 def code_of_the_page(language: str, holding: str) -> str:

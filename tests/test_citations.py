@@ -8,7 +8,8 @@ from glbook import citations
 
 BIB = r"""
 @article{one, author = {Adams, Ann}, title = {First}, journal = {Journal}, volume = {3}, year = {2001}}
-@inproceedings{two, author = {van der Berg, Bo and {\'E}tienne, C.}, title = {A {UMAP} of it}, booktitle = {Conference}, year = {2002}}
+@inproceedings{two, author = {van der Berg, Bo and {\'E}tienne, C.}, title = {A {UMAP} of it},
+  booktitle = {Conference}, year = {2002}}
 @misc{three, author = {Cole, C. and Dorn, D. and Ebel, E.}, title = {Third}, note = {arXiv:2001.01234}, year = {2002}}
 """
 
@@ -57,7 +58,7 @@ def test_the_list_becomes_a_directive(known):
 
 
 def test_what_is_cited_is_found_once_and_in_order(known):
-    text = "Cole et al. [2002], and [Cole et al., 2002; Adams, 2001]; no citations are [0, 2001], `f [a, 2001]` and x[2001]."
+    text = "Cole et al. [2002], and [Cole et al., 2002; Adams, 2001]; none are [0, 2001], `f [a, 2001]` and x[2001]."
     assert citations.cited(text, known) == ["one", "three"]
 
 

@@ -9,11 +9,13 @@ import pytest
 from miniatures import BUILDERS, cars196, cub, cuhk03_release, inshop, market1501, sop
 
 from gl_core import datasets
+from gl_core.datasets.version import data_version
 
 
 @pytest.fixture(params=BUILDERS)
 def mini(request, tmp_path):
-    """(how `load` is called for the parts, images of the parts: trained on, queries, gallery, classes of training and test)"""
+    """(how `load` is called for the parts, images of the parts: trained on, queries, gallery, classes of training and
+    test)"""
     name, build = BUILDERS[request.param]
     root = build(tmp_path / "data")
     expected = {
@@ -136,6 +138,7 @@ def test_boxes_are_optional(tmp_path):
 def test_super_classes_of_products(tmp_path):
     table = datasets.load("sop", sop(tmp_path), "all").table
     assert {path.split("_final/")[0] for path in table.path} == set(table.super_class) == {"bicycle", "cabinet"}
+    assert table.group.equals(table.super_class)
     assert (table.groupby("label").super_class.nunique() == 1).all()
 
 
@@ -187,9 +190,7 @@ def test_images_of_the_release_are_upright(tmp_path):
 def test_the_release_without_h5py(tmp_path, monkeypatch):
     cuhk03_release(tmp_path)
     monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(
-        ModuleNotFoundError, match="cuhk-03.mat is read with h5py, which is not installed: `pip install h5py`"
-    ):
+    with pytest.raises(ImportError, match="h5py is not installed: pip install"):
         datasets.load("cuhk03", tmp_path)
 
 
@@ -240,3 +241,17 @@ def test_the_table_of_all_products_is_quick(tmp_path):
     whole = datasets.load("sop", tmp_path, "all")
     assert time.process_time() - began < 2
     assert len(whole) == 120_053 and len(whole.class_names) == 22_634
+
+
+def test_versions(mini):
+    load, _, name = mini
+    version = data_version(load("all"))
+    assert version == data_version(load("all")) != data_version(load("test"))
+    if name in ("cub", "cars196"):
+        assert data_version(load("all", crop=True)) != version
+
+
+def test_versions_of_two_kinds_of_boxes_differ(tmp_path):
+    cuhk03_release(tmp_path)
+    both = (datasets.load(name, tmp_path, "all") for name in ("cuhk03", "cuhk03_labelled"))
+    assert len(set(map(data_version, both))) == 2

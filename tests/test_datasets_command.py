@@ -7,55 +7,62 @@ import multiprocessing
 import os
 import pickle
 import re
+import shutil
 import tarfile
 import threading
+import time
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from miniatures import cub, market1501
+from miniatures import cub, market1501, photograph
 from stub_book import ROOT
 
 from gl_core import datasets
-from gl_core.datasets import catalogue, download, packed
+from gl_core.datasets import catalogue, download, omniglot, packed
+from gl_core.datasets.cache import locked
 from gl_core.datasets.store import ImageStore
 from gl_core.datasets.unpack import unpack
 from glbook.cli import main
 
 CONTENT = bytes(range(256)) * 1000
-CHECKSUM = hashlib.sha256(CONTENT).hexdigest()
+CHECKSUM = "sha256:" + hashlib.sha256(CONTENT).hexdigest()
 
 
 @pytest.fixture(scope="module")
 def server():
-    """Serves `content`; each answer ends after the next number of bytes of `cuts`. `ranges`: whether it can go on."""
+    """Serves `content` at every address, or `files` at theirs; each answer ends after the next number of bytes of
+    `cuts`. `ranges`: whether it can go on."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             served.asked += 1
-            start = 0
+            start, content = 0, served.files.get(self.path) if served.files else served.content
+            if content is None:
+                self.send_error(404)
+                return
             if served.ranges and (wanted := re.match(r"bytes=(\d+)-", self.headers.get("Range", ""))):
                 start = int(wanted[1])
-            if start and start >= len(served.content):
+            if start and start >= len(content):
                 self.send_response(416)
-                self.send_header("Content-Range", f"bytes */{len(served.content)}")
+                self.send_header("Content-Range", f"bytes */{len(content)}")
                 self.send_header("Content-Length", "0")
                 self.end_headers()
                 return
-            rest = served.content[start:]
             self.send_response(206 if start else 200)
-            self.send_header("Content-Length", str(len(rest)))
+            self.send_header("Content-Length", str(len(content) - start))
             self.end_headers()
-            self.wfile.write(rest[: served.cuts.pop(0) if served.cuts else None])
+            self.wfile.write(content[start:][: served.cuts.pop(0) if served.cuts else None])
 
         def log_message(self, *arguments):
             pass
 
     served = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    served.url = f"http://127.0.0.1:{served.server_port}/a.zip"
+    served.root = f"http://127.0.0.1:{served.server_port}"
+    served.url = f"{served.root}/a.zip"
     threading.Thread(target=served.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     yield served
     served.shutdown()
@@ -66,15 +73,33 @@ def server():
 def calm(server, monkeypatch):
     monkeypatch.setattr(download, "PAUSE", 0)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    server.content, server.cuts, server.ranges, server.asked = CONTENT, [], True, 0
+    server.content, server.files, server.cuts, server.ranges, server.asked = CONTENT, {}, [], True, 0
 
 
+def files_in(folder):
+    """But for those that are hidden: lock files stay."""
+    return sorted(name for name in os.listdir(folder) if not name.startswith("."))
+
+
+# Fetching
+
+
+@settings(max_examples=25)
 @given(st.lists(st.integers(0, len(CONTENT)), max_size=4))
 def test_a_download_cut_anywhere_goes_on(server, tmp_path_factory, cuts):
-    path = tmp_path_factory.mktemp("cut") / "a.zip"
+    path = tmp_path_factory.mktemp("cut") / "new" / "a.zip"
     server.cuts = list(cuts)
     download.fetch(server.url, path, CHECKSUM)
-    assert path.read_bytes() == CONTENT and os.listdir(path.parent) == ["a.zip"]
+    assert path.read_bytes() == CONTENT and files_in(path.parent) == ["a.zip"]
+
+
+def test_a_download_is_as_readable_as_any_new_file_and_shows_a_bar(server, tmp_path, capsys):
+    download.fetch(server.url, tmp_path / "a.zip", CHECKSUM)
+    (tmp_path / "other").touch()
+    assert (tmp_path / "a.zip").stat().st_mode == (tmp_path / "other").stat().st_mode
+    assert "a.zip: 100%" in capsys.readouterr().err
+    download.fetch(server.url, tmp_path / "a.zip", CHECKSUM)
+    assert server.asked == 1
 
 
 def test_a_server_that_cannot_go_on_sends_all_again(server, tmp_path):
@@ -83,23 +108,35 @@ def test_a_server_that_cannot_go_on_sends_all_again(server, tmp_path):
     assert (tmp_path / "a.zip").read_bytes() == CONTENT and server.asked == 3
 
 
-def test_a_part_from_another_day_is_used(server, tmp_path):
-    (tmp_path / "a.zip.part").write_bytes(CONTENT)
+@pytest.mark.parametrize("left", [CONTENT[:1000], CONTENT, CONTENT + b"more"], ids=["some", "all", "too much"])
+def test_a_part_from_another_day_is_used(server, tmp_path, left):
+    (tmp_path / "a.zip.part").write_bytes(left)
     download.fetch(server.url, tmp_path / "a.zip", CHECKSUM)
-    assert (tmp_path / "a.zip").read_bytes() == CONTENT
+    assert (tmp_path / "a.zip").read_bytes() == CONTENT and files_in(tmp_path) == ["a.zip"]
 
 
-def test_a_part_longer_than_the_file_begins_anew(server, tmp_path):
-    (tmp_path / "a.zip.part").write_bytes(CONTENT + b"more")
-    download.fetch(server.url, tmp_path / "a.zip", CHECKSUM)
-    assert (tmp_path / "a.zip").read_bytes() == CONTENT
-
-
-def test_a_wrong_file_is_put_aside(server, tmp_path):
-    server.content = CONTENT[:-1]
-    with pytest.raises(ValueError, match=rf"but {CHECKSUM} is expected: .* put aside as {tmp_path}/a.zip.wrong"):
+def test_a_download_that_breaks_off_is_kept_apart(server, tmp_path):
+    server.cuts = [100_000, *[0] * download.ATTEMPTS]
+    with pytest.raises(ConnectionError, match=f"/a.zip: .*part holds what arrived.* put it at {tmp_path}/a.zip"):
         download.fetch(server.url, tmp_path / "a.zip", CHECKSUM)
-    assert os.listdir(tmp_path) == ["a.zip.wrong"]
+    assert files_in(tmp_path) == ["a.zip.part"]
+    download.fetch(server.url, tmp_path / "a.zip", CHECKSUM)
+    assert files_in(tmp_path) == ["a.zip"]
+
+
+def test_another_file_is_refused_and_replaces_nothing(server, tmp_path):
+    server.content = CONTENT[:-1]
+    (tmp_path / "a.zip").write_text("as it was")
+    with pytest.raises(ValueError, match=f"/a.zip: is not the published file; .* put it at {tmp_path}/a.zip"):
+        download.fetch(server.url, tmp_path / "a.zip", CHECKSUM)
+    assert files_in(tmp_path) == ["a.zip"] and (tmp_path / "a.zip").read_text() == "as it was"
+
+
+def test_a_download_that_is_not_there(server, tmp_path):
+    server.files = {"/b.zip": b""}
+    with pytest.raises(ConnectionError, match="could not be downloaded .404 .*, or download .* by other means"):
+        download.fetch(server.url, tmp_path / "a.zip", CHECKSUM)
+    assert files_in(tmp_path) == [] and server.asked == 1
 
 
 def test_two_processes_fetch_once(server, tmp_path):
@@ -110,17 +147,41 @@ def test_two_processes_fetch_once(server, tmp_path):
     for process in two:
         process.join()
     assert [process.exitcode for process in two] == [0, 0] and server.asked == 1
-    assert os.listdir(tmp_path) == ["a.zip"] and (tmp_path / "a.zip").read_bytes() == CONTENT
+    assert files_in(tmp_path) == ["a.zip"] and (tmp_path / "a.zip").read_bytes() == CONTENT
 
 
-def test_a_full_disk_is_one_line(server, tmp_path, monkeypatch, capsys):
+def test_who_waits_for_a_lock_says_so(tmp_path):
+    said = []
+    with locked(tmp_path / "lock"):
+        waiter = threading.Thread(target=lambda: wait(tmp_path / "lock", said))
+        waiter.start()
+        while not said:
+            time.sleep(0.01)
+        assert said == ["waiting"]
+    waiter.join()
+    assert said == ["waiting", "mine"]
+
+
+def wait(path, said):
+    with locked(path, waiting=lambda: said.append("waiting")):
+        said.append("mine")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space"), "No space left on device; what arrived is kept: '.*CUB_200_2011.tgz.part'"),
+        (OSError(errno.EROFS, "Read-only"), "Read-only file system; what arrived is kept: '.*CUB_200_2011.tgz.part'"),
+    ],
+)
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch, capsys, error, message):
     def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise error
 
-    monkeypatch.setattr(download, "_whole", full)
+    monkeypatch.setattr(download._Download, "_rest", full)
     assert main(["data", "fetch", "cub", "--root", str(tmp_path)]) == 1
     line = [line for line in capsys.readouterr().err.splitlines() if line.startswith("glbook:")]
-    assert len(line) == 1 and "CUB_200_2011.tgz.part: No space left on device; what arrived is kept" in line[0]
+    assert len(line) == 1 and re.search(message, line[0])
 
 
 def test_no_permission_is_one_line(tmp_path, monkeypatch, capsys):
@@ -130,6 +191,41 @@ def test_no_permission_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("pathlib.Path.mkdir", refused)  # the tests may run as root, who may write anywhere
     assert main(["data", "fetch", "cub", "--root", str(tmp_path / "data")]) == 1
     assert capsys.readouterr().err.splitlines()[-1] == f"glbook: Permission denied: '{tmp_path}/data'"
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """An empty book, whose downloads go to `data`."""
+    (tmp_path / "book").mkdir()
+    (tmp_path / "_config.yml").touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_omniglot_is_downloaded_once(server, project, shared, monkeypatch):
+    monkeypatch.setattr(omniglot, "URL", f"{server.root}/python")
+    for part in omniglot.SHA256:
+        server.files[f"/python/{part}.zip"] = (shared / "data" / "omniglot" / f"{part}.zip").read_bytes()
+    assert len(datasets.load("omniglot", split="test")) == 2120
+    assert files_in(project / "data" / "omniglot") == sorted(f"{part}.zip" for part in omniglot.SHA256)
+    assert len(datasets.load("omniglot")) == 2720 and server.asked == 2
+
+
+def test_omniglot_without_a_network(project, monkeypatch):
+    monkeypatch.setattr(omniglot, "URL", "http://127.0.0.1:9/python")
+    path = project / "data" / "omniglot" / f"{omniglot.TRAIN}.zip"
+    with pytest.raises(ConnectionError, match=f"could not be downloaded .* put it at {path}"):
+        datasets.load("omniglot")
+
+
+def test_downloads_go_to_the_cache_without_a_book(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(download, "__file__", str(tmp_path / "site-packages" / "gl_core" / "datasets" / "download.py"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert download.downloads_folder() == tmp_path / "cache" / "glbook" / "data"
+
+
+# Unpacking
 
 
 def tar(path, *members):
@@ -155,7 +251,7 @@ def tar(path, *members):
 )
 def test_bad_archives_are_refused(tmp_path, member):
     archive = tar(tmp_path / "a.tgz", ("top/good.txt", tarfile.REGTYPE, b"good"), member)
-    with pytest.raises(ValueError, match="the archive is refused"):
+    with pytest.raises(ValueError, match="is refused"):
         unpack(archive, tmp_path / "inside" / "out", 1000)
     assert os.listdir(tmp_path / "inside") == ["out"] and os.listdir(tmp_path / "inside" / "out") == []
 
@@ -172,6 +268,20 @@ def test_bad_zips_are_refused(tmp_path):
     assert os.listdir(tmp_path / "out") == []
 
 
+def test_what_is_there_already_is_not_replaced(tmp_path):
+    archive = tar(tmp_path / "a.tgz", ("new", tarfile.REGTYPE, b"1"), ("top/good.txt", tarfile.REGTYPE, b"2"))
+    (tmp_path / "out" / "top").mkdir(parents=True)
+    (tmp_path / "out" / "top" / "mine.txt").write_text("mine")
+    with pytest.raises(
+        FileExistsError, match=f"{tmp_path}/out/top: is there already, and in .*a.tgz too: move it away"
+    ):
+        unpack(archive, tmp_path / "out", 1000)
+    assert os.listdir(tmp_path / "out") == ["top"] and os.listdir(tmp_path / "out" / "top") == ["mine.txt"]
+    shutil.rmtree(tmp_path / "out" / "top")
+    unpack(archive, tmp_path / "out", 1000)
+    assert sorted(os.listdir(tmp_path / "out")) == ["new", "top"]
+
+
 def test_fetch_unpacks_what_can_be_checked(server, tmp_path, monkeypatch, capsys):
     cub(tmp_path / "made")
     with tarfile.open(tmp_path / "cub.tgz", "w:gz") as file:
@@ -184,9 +294,12 @@ def test_fetch_unpacks_what_can_be_checked(server, tmp_path, monkeypatch, capsys
     monkeypatch.setitem(catalogue.CATALOGUE, "cub", small)
     for _ in range(2):
         assert main(["data", "fetch", "cub", "--root", str(root)]) == 0
-    assert server.asked == 1 and sorted(os.listdir(root)) == ["CUB_200_2011", "cub.tgz"]
+    assert server.asked == 1 and files_in(root) == ["CUB_200_2011", "cub.tgz"]
     assert main(["data", "check", "cub", "--root", str(root)]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "cub: whole"
+
+
+# Checking and packing
 
 
 def test_check_names_what_is_wrong(tmp_path, capsys):
@@ -218,14 +331,14 @@ def test_list_and_steps(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("name", "build", "size"), [("cub", cub, "24"), ("market1501", market1501, "64x32")])
-def test_a_pack_holds_what_training_reads(tmp_path, name, build, size, capsys):
+def test_a_pack_holds_what_training_reads(tmp_path, name, build, size, capsys, monkeypatch):
     build(tmp_path)
     shape = (24, 24) if size == "24" else (64, 32)
-    settings = {"size": shape, "keep_aspect": size == "24"}
+    prepared = {"size": shape, "keep_aspect": size == "24"}
 
     def pixels():
         dataset = datasets.load(name, tmp_path, "test")
-        ((images, labels),) = ImageStore(dataset, **settings).batches([list(range(len(dataset)))])
+        ((images, labels),) = ImageStore(dataset, **prepared).batches([list(range(len(dataset)))])
         return dataset, images.numpy(), labels.numpy()
 
     _, before, labels = pixels()
@@ -234,26 +347,49 @@ def test_a_pack_holds_what_training_reads(tmp_path, name, build, size, capsys):
     assert "GB for" in capsys.readouterr().out
     path = tmp_path / f"{name}-{shape[0]}x{shape[1]}.pack"
     packed.verify(path)
-    # What is packed is what is read, even if the images are gone.
-    for image in tmp_path.glob("*/**/*.jpg"):
-        image.write_bytes(b"")
     dataset, after, same = pixels()
     assert np.array_equal(before, after) and np.array_equal(labels, same)
     opened = dataset.packed[shape]
     assert isinstance(opened.array, np.memmap) and len(pickle.dumps(opened)) < 1000
-    assert opened.table.equals(datasets.load(name, tmp_path, "all").table)
+    # What is packed is what is read.
+    monkeypatch.setattr(dataset.images, "open", None)
+    ((images, _),) = ImageStore(dataset, **prepared).batches([list(range(len(dataset)))])
+    assert np.array_equal(before, images.numpy())
 
     content = bytearray(path.read_bytes())
     content[packed.HEADER] ^= 1
     path.write_bytes(content)
     with pytest.raises(ValueError, match="is damaged"):
         packed.verify(path)
-    path.write_bytes(content[:-1])
-    with pytest.raises(ValueError, match="holds .* bytes: write it again"):
-        datasets.load(name, tmp_path)
-    path.write_bytes(b"something else")
-    with pytest.raises(ValueError, match="is no pack of images"):
-        datasets.load(name, tmp_path)
+    for damaged, message in ((content[:-1], "holds .* bytes: write it again"), (b"else", "is no pack of images")):
+        path.write_bytes(damaged)
+        with pytest.warns(UserWarning, match=message):
+            assert not datasets.load(name, tmp_path).packed
+
+
+def test_a_pack_of_other_images_is_not_used(tmp_path):
+    """Images replaced by others of the same names."""
+    cub(tmp_path)
+    assert main(["data", "pack", "cub", "--root", str(tmp_path), "--size", "24", "--yes"]) == 0
+    assert datasets.load("cub", tmp_path, "all").packed
+    images = sorted(tmp_path.glob("*/images/*/Bird*.jpg"))
+    first, last = images[0].read_bytes(), images[-1].read_bytes()
+    images[0].write_bytes(last)
+    with pytest.warns(UserWarning, match="1 left out: cub-24x24.pack .is not used: it was made from other images"):
+        assert not datasets.load("cub", tmp_path, "all").packed
+    images[0].write_bytes(first)
+    assert datasets.load("cub", tmp_path, "all").packed
+
+
+def test_check_names_what_is_left_out(tmp_path, capsys):
+    for name in ("a/0", "a/1", "b/0", "b/1", "b/2", "lone/0"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.jpg").write_bytes(photograph(1))
+    (tmp_path / "b" / "2.jpg").write_bytes(b"broken")
+    with pytest.warns(UserWarning, match="2 left out"):
+        assert main(["data", "check", "folder", "--root", str(tmp_path)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-3].startswith("left out: b/2.jpg (the image cannot be read") and lines[-1].endswith("2 left out")
 
 
 def test_nothing_is_unpickled():

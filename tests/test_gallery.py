@@ -1,10 +1,11 @@
-"""Searching a folder: the index follows the files, survives a kill, is shared by processes, and gives the exact answer."""
+"""Searching a folder: the index follows the files, survives a kill, is shared, and search gives the exact answer."""
 
 import io
 import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -31,7 +32,7 @@ def draw(path, seed, size=(32, 32)):
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A network, and a gallery of 20 images in two folders; an index part holds 4."""
+    """A network, and a gallery of 20 images in two folders; a chunk holds 4."""
     monkeypatch.setattr(gallery, "CHUNK", 4)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     network(tmp_path / "net")
@@ -40,143 +41,134 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-class Network:
-    """Loads the network when asked, and counts the images of each `embed_files`."""
+class Opener:
+    """Opens galleries with the network, and notes the images that it embeds."""
 
-    def __init__(self, place):
+    def __init__(self, place, monkeypatch):
         self.model, self.card = checkpoints.load(place / "net")
         self.embedded = []
 
-    def open(self, root, monkeypatch, **options):
-        original = image_files.embed_files
-
-        def counted(model, config, files, *rest, **keywords):
+        def noted(networks, files, **keywords):
             self.embedded += [path.name for path in files]
-            return original(model, config, files, *rest, **keywords)
+            return image_files.embed_files(networks, files, **keywords)
 
-        monkeypatch.setattr(gallery, "embed_files", counted)
+        monkeypatch.setattr(gallery, "embed_files", noted)
+
+    def __call__(self, root, **options):
         self.embedded.clear()
         return gallery.open_gallery(root, self.model, self.card, **options)
 
-
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
-
-
-def same_as_fresh(found, place):
-    """The index holds exactly what embedding all files anew gives."""
-    model, card = checkpoints.load(place / "net")
-    files = image_files.find_images([found.root])
-    fresh = image_files.embed_files(model, checkpoints.configuration(card), files)
-    assert found.names == [str(path.relative_to(found.root)) for path in fresh.files]
-    expected = torch.nn.functional.normalize(fresh.embeddings)
-    torch.testing.assert_close(torch.from_numpy(np.array(found.embeddings)), expected)
+    def same_as_fresh(self, found):
+        """The index holds exactly what embedding all files anew gives."""
+        files, _ = image_files.find_images([found.root])
+        fresh = image_files.embed_files([(self.model, self.card)], files)
+        assert found.names == [str(path.relative_to(found.root)) for path in fresh.files]
+        expected = torch.nn.functional.normalize(fresh.embeddings)
+        torch.testing.assert_close(torch.from_numpy(np.array(found.embeddings)), expected)
+        assert sum(path.suffix == ".f32" for path in found.index.iterdir()) == 1
 
 
-def test_the_index_follows_the_files(place, monkeypatch):
-    network, album = Network(place), place / "album"
-    found, update = network.open(album, monkeypatch)
+@pytest.fixture
+def opened(place, monkeypatch):
+    return Opener(place, monkeypatch)
+
+
+def test_the_index_follows_the_files(place, opened):
+    album = place / "album"
+    before = sorted(place.glob("album/**"))
+    found, update = opened(album)
     assert (update.embedded, update.removed, update.unreadable) == (20, 0, {})
-    same_as_fresh(found, place)
-    assert found.index.parent == album / ".glbook" and names(found.index) == ["000006.f32", "000006.json"]
+    opened.same_as_fresh(found)
+    assert found.index.is_relative_to(place / "cache" / "glbook")
+    assert sorted(place.glob("album/**")) == before, "nothing is written into the gallery"
 
-    found, update = network.open(album, monkeypatch)
-    assert (update.embedded, update.removed, network.embedded) == (0, 0, [])
+    found, update = opened(album)
+    assert (update.embedded, update.removed, opened.embedded) == (0, 0, [])
 
     draw(album / "c" / "new.png", 100)
     draw(album / "a" / "02.png", 101, (50, 50))  # another size
     os.utime(album / "b" / "03.png", ns=(1, 1))  # another time, but the same content
     (album / "a" / "00.png").unlink()
     (album / "b" / "broken.png").write_text("no image")
-    found, update = network.open(album, monkeypatch)
-    assert sorted(network.embedded) == ["02.png", "broken.png", "new.png"]
-    assert (update.embedded, update.removed) == (3, 1)
+    found, update = opened(album)
+    assert sorted(opened.embedded) == ["02.png", "broken.png", "new.png"]
+    assert (update.embedded, update.removed) == (2, 1)
     assert list(update.unreadable) == ["b/broken.png"]
-    same_as_fresh(found, place)
+    opened.same_as_fresh(found)
     # A file that cannot be read is not tried again until it changes.
-    assert network.open(album, monkeypatch)[1].embedded == 0
+    assert list(opened(album)[1].unreadable) == ["b/broken.png"] and opened.embedded == []
     draw(album / "b" / "broken.png", 102)
-    found, update = network.open(album, monkeypatch)
+    found, update = opened(album)
     assert (update.embedded, update.unreadable) == (1, {})
-    same_as_fresh(found, place)
+    opened.same_as_fresh(found)
 
 
-def test_looking_again_at_files_that_have_just_been_made_shows_nothing(place, monkeypatch, capsys):
-    network, album = Network(place), place / "album"
-    network.open(album, monkeypatch)
-    for path in album.rglob("*.png"):
-        path.touch()  # so lately that another change could leave the same times
-    capsys.readouterr()
-    _, update = network.open(album, monkeypatch, progress=True)
-    assert update.embedded == 0 and capsys.readouterr().err == ""
-
-
-def test_what_is_touched_moved_or_copied_is_not_embedded_again(place, monkeypatch):
-    network, album = Network(place), place / "album"
+def test_what_is_touched_moved_or_copied_is_not_embedded_again(place, opened, capsys):
+    album = place / "album"
     (album / "x.png").write_text("no image")
-    network.open(album, monkeypatch)
+    opened(album)
     (album / "a").rename(album / "moved")
     (album / "x.png").rename(album / "y.png")
     shutil.copy(album / "b" / "01.png", album / "copy.png")
     for path in (album / "b").iterdir():
         path.touch()
-    found, update = network.open(album, monkeypatch)
-    assert (update.embedded, network.embedded, list(update.unreadable)) == (0, [], ["y.png"])
+    capsys.readouterr()
+    found, update = opened(album, progress=True)
+    assert (update.embedded, opened.embedded, list(update.unreadable)) == (0, [], ["y.png"])
+    assert capsys.readouterr().err == "", "no bar for less than a second of looking"
     (album / "y.png").unlink()
-    same_as_fresh(network.open(album, monkeypatch)[0], place)
+    opened.same_as_fresh(opened(album)[0])
 
 
 @pytest.mark.parametrize("settled", [True, False])
-def test_a_change_that_size_and_time_do_not_tell_is_noticed(place, monkeypatch, settled):
-    """Two files change places that have the same size and time of modification; or one is written again within a tick."""
-    network, album = Network(place), place / "album"
-    one, two = album / "a" / "00.bmp", album / "a" / "01.bmp"
+def test_a_change_that_size_and_time_do_not_tell_is_noticed(place, opened, monkeypatch, settled):
+    """Two files of the same size and time of modification change places; or one is written again within a tick."""
+    one, two = place / "album" / "a" / "00.bmp", place / "album" / "a" / "01.bmp"
     for seed, path in enumerate((one, two)):
         draw(path, 300 + seed)
         os.utime(path, ns=(1, 1))
     monkeypatch.setattr(gallery, "TICK", 0 if settled else 10**18)
-    seen = {path: gallery._look(path) for path in (one, two)}
-    network.open(album, monkeypatch)
+    seen = {os.fspath(path): gallery._look(path) for path in (one, two)}
+    opened(place / "album")
     if not settled:  # as if nothing of the write below could be seen
         original = gallery._look
-        monkeypatch.setattr(gallery, "_look", lambda path: seen.get(path) or original(path))
+        monkeypatch.setattr(gallery, "_look", lambda path: seen.get(os.fspath(path)) or original(path))
     contents = [path.read_bytes() for path in (two, one)]
     for path, content in zip((one, two), contents, strict=True):
         path.write_bytes(content)
         os.utime(path, ns=(1, 1))
-    found, update = network.open(album, monkeypatch)
+    found, update = opened(place / "album")
     assert update.embedded == 0
-    same_as_fresh(found, place)
+    opened.same_as_fresh(found)
 
 
 @pytest.mark.parametrize("restored", [False, True])
-def test_a_file_that_changes_while_it_is_embedded_is_embedded_again(place, monkeypatch, restored):
+def test_a_file_that_changes_while_it_is_embedded_is_embedded_again(place, opened, monkeypatch, restored):
     """Also if its first content comes back, which was read for the hash, but not for the embedding."""
-    network, album = Network(place), place / "album"
-    file = album / "b" / "05.png"
+    album, file = place / "album", place / "album" / "b" / "05.png"
     first, original = file.read_bytes(), image_files.embed_files
 
-    def changing(model, config, files, *rest, **keywords):
+    def changing(networks, files, **keywords):
         if file in files:
             draw(file, 500)
-        return original(model, config, files, *rest, **keywords)
+        return original(networks, files, **keywords)
 
     monkeypatch.setattr(gallery, "TICK", 0)
     monkeypatch.setattr(image_files, "embed_files", changing)
-    assert network.open(album, monkeypatch)[1].embedded == 20
+    found, update = opened(album)
+    assert update.unreadable == {"b/05.png": "it changed while it was read"} and len(found.names) == 19
     monkeypatch.setattr(image_files, "embed_files", original)
     if restored:
         file.write_bytes(first)
-    found, _ = network.open(album, monkeypatch)
-    assert network.embedded == ["05.png"]
-    same_as_fresh(found, place)
+    found, _ = opened(album)
+    assert opened.embedded == ["05.png"]
+    opened.same_as_fresh(found)
 
 
-def test_another_network_has_an_index_of_its_own(place, monkeypatch):
-    network = Network(place)
-    first, _ = network.open(place / "album", monkeypatch)
-    network.card = network.card | {"strategies": Strategies(beta=0.5).as_dict()}
-    second, update = network.open(place / "album", monkeypatch)
+def test_another_network_has_an_index_of_its_own(place, opened):
+    first, _ = opened(place / "album")
+    opened.card = opened.card | {"strategies": Strategies(beta=0.5).as_dict()}
+    second, update = opened(place / "album")
     assert update.embedded == 20 and second.index != first.index
     assert (first.metric, second.metric) == ("cosine", "euclidean")
     query = torch.from_numpy(np.array(second.embeddings[3:4]))
@@ -184,23 +176,68 @@ def test_another_network_has_an_index_of_its_own(place, monkeypatch):
     assert index.shape == (1, 20) and index[0, 0] == 3 and similarity[0, 0] == pytest.approx(0, abs=1e-4)
 
 
-@pytest.mark.parametrize("damage", ["short vectors", "no vectors", "broken table"])
-def test_a_damaged_index_is_made_again(place, monkeypatch, damage):
-    network = Network(place)
-    found, _ = network.open(place / "album", monkeypatch)
-    if damage == "broken table":
-        (found.index / "000006.json").write_text("{")
-    elif damage == "no vectors":
-        (found.index / "000006.f32").unlink()
+def test_an_index_that_came_with_the_gallery_is_not_used(place, opened):
+    """Nor is a link in it followed: a search once removed whatever it led to."""
+    index = opened(place / "album")[0].index
+    (place / "thesis").mkdir()
+    (place / "thesis" / "thesis.tex").touch()
+    moved = place / "album" / ".glbook" / index.name
+    shutil.move(index, moved)
+    assert opened(place / "album")[1].embedded == 20
+    shutil.rmtree(moved)
+    moved.symlink_to(place / "thesis")
+    opened(place / "album")
+    assert os.listdir(place / "thesis") == ["thesis.tex"]
+
+    shutil.rmtree(index)
+    index.symlink_to(place / "thesis")
+    with pytest.raises(OSError, match=f"{index}: must not be a link"):
+        opened(place / "album")
+    assert os.listdir(place / "thesis") == ["thesis.tex"]
+
+
+def test_a_file_of_several_names_is_one_image(place, opened, capsys):
+    album = place / "album"
+    (album / "c").symlink_to(album / "a")
+    (album / "a" / "link.png").symlink_to(album / "b" / "01.png")
+    os.link(album / "b" / "03.png", album / "a" / "hard.png")
+    (place / "query.png").symlink_to(album / "b" / "03.png")
+    found, update = opened(album)
+    assert (len(found.names), update.embedded) == (20, 20)
+    arguments = ["search", str(place / "net"), "--gallery", str(album), "-k", "30", str(place / "query.png")]
+    assert main(arguments) == 0
+    assert len(rows(capsys.readouterr().out)) == 19, "the query is in the gallery, by another name"
+
+
+@pytest.mark.parametrize("damage", ["no database", "overwritten", "embedding lost", "short vectors", "no vectors"])
+def test_a_damaged_index_is_set_aside_and_made_anew(place, opened, damage):
+    index, said = opened(place / "album")[0].index, []
+    database, (vectors,) = index / "index.sqlite", index.glob("*.f32")
+    if damage == "no database":
+        database.write_text("no database at all, but some text that is long enough to be looked at")
+    elif damage == "overwritten":
+        with open(database, "r+b") as file:
+            file.seek(16384)  # the second page
+            file.write(bytes(range(256)) * 32)
+    elif damage == "embedding lost":
+        with sqlite3.connect(database) as connection:
+            connection.execute("DELETE FROM embeddings WHERE rowid = 7")
+        vectors.unlink()
     else:
-        (found.index / "000006.f32").write_bytes(b"1234")
-    found, update = network.open(place / "album", monkeypatch)
-    assert update.embedded == 20
-    same_as_fresh(found, place)
+        vectors.unlink() if damage == "no vectors" else vectors.write_bytes(b"1234")
+    found, update = opened(place / "album", say=said.append)
+    opened.same_as_fresh(found)
+    if "vectors" in damage:  # which the database still holds
+        assert (update.embedded, said) == (0, [])
+    else:
+        (line,) = said
+        assert line.startswith(f"{index}: the index is damaged (") and update.embedded == 20
+        assert (index / "index.sqlite.broken").exists()
+    assert opened(place / "album", say=said.append)[1].embedded == 0
 
 
-def test_exact_search_by_blocks_is_that_of_the_whole(place, monkeypatch):
-    found, _ = Network(place).open(place / "album", monkeypatch)
+def test_exact_search_by_blocks_is_that_of_the_whole(place, opened, monkeypatch):
+    found, _ = opened(place / "album")
     queries = torch.from_numpy(np.array(found.embeddings[:5]))
     expected = nearest_neighbours(queries, torch.from_numpy(found.embeddings), 9)
     monkeypatch.setattr(gallery, "BLOCK", 7)
@@ -209,23 +246,30 @@ def test_exact_search_by_blocks_is_that_of_the_whole(place, monkeypatch):
     torch.testing.assert_close(similarity, expected[0])
 
 
-def test_ten_thousand_images_are_searched_within_a_second(place):
-    """Everything after the start but embedding the query, in processor time, of which a busy machine takes little more."""
-    model, card = checkpoints.load(place / "net")
-    model.embedding_size = 1280
-    root, states = place / "large", {}
+@pytest.mark.slow
+def test_ten_thousand_images_are_searched_within_a_second(place, opened, monkeypatch):
+    """All that follows the start but embedding the query, in processor time: a busy machine takes little more of it."""
+    opened.model.embedding_size = 1280
+    root = place / "large"
     root.mkdir()
     for i in range(10_000):
-        (root / f"{i:05}.png").touch()
-        states[f"{i:05}.png"] = gallery._look(root / f"{i:05}.png").state
+        (root / f"{i:05}.png").write_text(str(i))
     vectors = np.random.default_rng(0).normal(size=(10_000, 1280)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    index, _ = gallery.index_folder(root, card)
-    gallery._Parts(index, 1280).add(list(states), vectors, {}, states, dict.fromkeys(states, ""))
+
+    def drawn(networks, files, progress):
+        rows = [int(path.stem) for path in files]
+        return image_files.Embedded(torch.from_numpy(vectors[rows]), files)
+
+    monkeypatch.setattr(gallery, "CHUNK", 1000)
+    monkeypatch.setattr(gallery, "TICK", 0)
+    monkeypatch.setattr(gallery, "embed_files", drawn)
+    assert opened(root)[1].embedded == 10_000
+    monkeypatch.setattr(gallery, "embed_files", image_files.embed_files)
     took = []
     for _ in range(3):  # the least of them is what it takes; others may wait for memory that a neighbour uses
         began = time.process_time()
-        found, update = gallery.open_gallery(root, model, card)
+        found, update = opened(root)
         _, nearest = found.search(torch.from_numpy(vectors[77:78]), 10)
         took.append(time.process_time() - began)
         assert update.embedded == 0 and nearest[0, 0] == 77
@@ -267,22 +311,19 @@ def start(place, pause, number=1):
     return started
 
 
-def test_killed_while_indexing_it_goes_on(place, monkeypatch):
-    with start(place, 0.3)[0] as process:
-        while len(list((place / "album").glob(".glbook/*/0*.json"))) < 2:
-            assert process.poll() is None
-            time.sleep(0.01)
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [0.1, 0.35, 0.62, 1.01, 1.25])
+def test_killed_while_indexing_it_goes_on(place, opened, after):
+    """Each chunk takes 0.25 seconds and is kept."""
+    with start(place, 0.25)[0] as process:
+        time.sleep(after)
         process.send_signal(signal.SIGKILL)
-    (index,) = (place / "album" / ".glbook").iterdir()
-    (index / ".000009.f32.abc").write_text("what a write leaves that was cut")
-    (index / "000009.f32").write_text("embeddings whose table was never written")
-    network = Network(place)
-    found, update = network.open(place / "album", monkeypatch)
-    assert 0 < update.embedded <= 12
-    same_as_fresh(found, place)
-    assert len(names(found.index)) == 2
+    found, update = opened(place / "album")
+    assert 16 - 16 * after <= update.embedded <= 20
+    opened.same_as_fresh(found)
 
 
+@pytest.mark.slow
 def test_two_processes_index_once(place):
     two = start(place, 0.3, number=2)
     said = sorted(process.communicate(timeout=120) for process in two)
@@ -291,30 +332,17 @@ def test_two_processes_index_once(place):
     assert [errors for _, errors in said] == [f"{place}/album: another process is indexing it; waiting for that\n", ""]
 
 
-@pytest.mark.parametrize("cache", [True, False])
-def test_a_gallery_that_cannot_be_written(place, monkeypatch, capsys, cache):
-    """Files in the way of folders: what root, who runs these tests in containers, cannot write either."""
-    (place / "album" / ".glbook").touch()
-    if not cache:
-        (place / "cache").touch()
-    arguments = ["search", str(place / "net"), "--gallery", str(place / "album"), str(place / "album" / "a" / "00.png")]
-    status, errors = main(arguments), capsys.readouterr().err
-    if cache:
-        assert status == 0
-        kept = re.search(rf"{place}/album cannot be written \(.*\): its index is kept in ({place}/cache/\S+)", errors)[
-            1
-        ]
-        assert len(os.listdir(kept)) == 2
-        assert main(arguments) == 0 and "new or changed" not in capsys.readouterr().err
-    else:
-        assert status in (1, 2) and errors.count("\n") == 1
-        assert f"neither {place}/album nor {place}/cache/glbook can be written" in errors
+def test_a_cache_that_cannot_be_written_is_named(place, capsys):
+    """A file in the way of a folder: what root, who runs these tests in containers, cannot write either."""
+    (place / "cache").touch()
+    query = str(place / "album" / "a" / "00.png")
+    assert main(["search", str(place / "net"), "--gallery", str(place / "album"), query]) == 1
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1 and f"{place}/cache/glbook" in errors and "XDG_CACHE_HOME" in errors
 
 
 def rows(output):
-    return [
-        (float(value), path) for value, path in re.findall(r"^ +\d+ +(-?[\d.]+)  (.*)$", output, re.MULTILINE)
-    ]  # fmt: skip
+    return [(float(value), path) for value, path in re.findall(r"^ +\d+ +(-?[\d.]+)  (.*)$", output, re.MULTILINE)]
 
 
 def test_search_prints_and_draws_the_nearest(place, capsys, monkeypatch):
@@ -324,16 +352,13 @@ def test_search_prints_and_draws_the_nearest(place, capsys, monkeypatch):
     command = ["search", str(place / "net"), "--gallery", str(album), "-k", "3"]
     assert main([*command, str(query), str(album / "a" / "06.png"), "--figure", str(place / "f.png")]) == 0
     output = capsys.readouterr()
-    assert "glbook: 1 of 21 images cannot be read and are left out" in output.err and "z.png" in output.err
+    assert "glbook: 1 left out: z.png (" in output.err
     found = rows(output.out)
     assert len(found) == 6 and found[0][1] == f"{album}/a/06.png" and found[0][0] == 1
     # The image that is in the gallery does not find itself.
     assert f"{album}/a/06.png" not in [path for _, path in found[3:]]
-    model, card = checkpoints.load(place / "net")
-    files = [path for path in image_files.find_images([album]) if path.name not in ("06.png", "z.png")]
-    vectors = image_files.embed_files(
-        model, checkpoints.configuration(card), [album / "a" / "06.png", *files]
-    ).embeddings
+    files = [path for path in image_files.find_images([album])[0] if path.name not in ("06.png", "z.png")]
+    vectors = image_files.embed_files([checkpoints.load(place / "net")], [album / "a" / "06.png", *files]).embeddings
     similarity, index = nearest_neighbours(vectors[:1], vectors[1:], 3)
     assert [path for _, path in found[3:]] == [str(files[i]) for i in index[0]]
     assert [value for value, _ in found[3:]] == pytest.approx(similarity[0].tolist(), abs=6e-5)
@@ -342,28 +367,59 @@ def test_search_prints_and_draws_the_nearest(place, capsys, monkeypatch):
 
     assert main([*command, str(album / "b")]) == 0
     assert len(rows(capsys.readouterr().out)) == 3 * 10, "a folder asks for each of its images"
+    assert main([*command, str(query), "--strict"]) == 2
+    assert "glbook: --strict: 1 left out: z.png (" in capsys.readouterr().err
 
-    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{query}\n\n{album}/z.png\n{query}\n"))
-    assert main([*command, "-"]) == 0
-    output = capsys.readouterr()
-    assert rows(output.out) == found[:3] * 2
-    assert (
-        f"{album}/z.png: the query cannot be read" in output.err and len(re.findall(r"^\d.* s$", output.err, re.M)) == 2
-    )
+    for last in ([], ["-"]):
+        lines = os.fsencode(f"{query}\n\n{album}/z.png\nno\udcff\n{query}")
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines), encoding="utf-8"))
+        assert main([*command, *last]) == 0
+        output = capsys.readouterr()
+        assert rows(output.out) == found[:3] * 2
+        assert f"{album}/z.png: the query cannot be read" in output.err and "glbook: no\\udcff: there is" in output.err
+
+
+def test_a_terminal_is_asked_for_queries(place, capsys, monkeypatch):
+    asked, lines = [], [f"{place}/album/a/00.png", "", f" {place}/album/a/02.png "]
+
+    def answer(prompt):
+        asked.append(prompt)
+        if not lines:
+            raise EOFError
+        return lines.pop(0)
+
+    monkeypatch.setattr("builtins.input", answer)
+    for stream in (sys.stdin, sys.stdout):
+        monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
+    assert main(["search", str(place / "net"), "--gallery", str(place / "album"), "-k", "3"]) == 0
+    assert asked == ["query> "] * 4 and len(rows(capsys.readouterr().out)) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("closed", "status"), [("<&-", 2), (">&-", 0), ("2>&-", 0), ("| head -n 1", 0)])
+def test_closed_streams_leave_no_traceback(place, closed, status):
+    query = "-" if closed == "<&-" else place / "album"
+    program = f"{sys.executable} -m glbook search {place}/net --gallery {place}/album {query} {closed}"
+    done = subprocess.run(["sh", "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == status and "Traceback" not in done.stderr and "Exception" not in done.stderr
+    if status:
+        assert done.stderr == "glbook: the input is closed: must name the queries\n"
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--gallery", "empty", "album/a/00.png"], "empty: holds no images"),
+        (["--gallery", "", "album/a/00.png"], "--gallery: must not be empty"),
         (["--gallery", "nowhere", "album/a/00.png"], "nowhere: there is no such folder"),
         (["--gallery", "net.json", "album/a/00.png"], "net.json: is no folder of images"),
-        (["--gallery", "broken", "album/a/00.png"], "broken: none of its 1 images can be read; x.png: Unidentified"),
+        (["--gallery", "broken", "album/a/00.png"], "broken: none of its 1 images can be read; x.png: its content"),
         (["--gallery", "album", "net.json"], "net.json: the query cannot be read"),
+        (["--gallery", "album", "pipe.png"], "pipe.png: the query cannot be read"),
         (["--gallery", "album", "nowhere.png"], "nowhere.png: there is no such file or folder"),
         (["--gallery", "album", "album/a/00.png", "-k", "0"], "-k 0: must be 1 or more"),
         (["--gallery", "album", "album/a/00.png", "--figure", "f.doc"], "--figure f.doc: must end in"),
-        (["--gallery", "album", "-", "--figure", "f.png"], "--figure f.png: takes queries from the command line"),
+        (["--gallery", "album", "--figure", "f.png"], "--figure f.png: takes queries from the command line"),
     ],
 )
 def test_bad_input_is_one_line_and_indexes_nothing(place, monkeypatch, capsys, arguments, message):
@@ -371,10 +427,14 @@ def test_bad_input_is_one_line_and_indexes_nothing(place, monkeypatch, capsys, a
     (place / "empty").mkdir()
     (place / "broken").mkdir()
     (place / "broken" / "x.png").touch()
-    assert main(["search", "net", *arguments]) == 2
+    os.mkfifo(place / "pipe.png")
+    try:
+        status = main(["search", "net", *arguments])
+    except SystemExit as error:  # of the parser
+        status = error.code
     errors = [line for line in capsys.readouterr().err.splitlines() if "indexing" not in line and line.strip()]
-    assert len(errors) == 1 and errors[0].startswith("glbook: ") and message in errors[0]
-    assert not (place / "album" / ".glbook").exists()
+    assert status == 2 and len(errors) == 1 and errors[0].startswith("glbook: ") and message in errors[0]
+    assert not any(path.stat().st_size for path in place.glob("cache/**/*.f32"))
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
@@ -387,19 +447,18 @@ def test_approximate_search_says_what_it_finds(monkeypatch, metric):
     queries = torch.from_numpy(vectors[:50])
     similarity, index = found.search(queries, 10)
     exact, rows = nearest_neighbours(queries, torch.from_numpy(vectors), 10, metric=metric)
-    recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(index.tolist(), rows.tolist(), strict=True)])
+    recall = np.mean([len({*a} & {*b}) / 10 for a, b in zip(index.tolist(), rows.tolist(), strict=True)])
     assert recall > 0.9
     torch.testing.assert_close(similarity[:, 0], exact[:, 0], atol=1e-5, rtol=0)
     # More neighbours than the lists that are read hold: all of them are found.
     assert sorted(found.search(queries[:1], 2000)[1][0].tolist()) == list(range(2000))
 
 
-def test_large_galleries_are_searched_by_faiss_and_the_index_is_kept(place, monkeypatch):
-    said = []
-    network, album = Network(place), place / "album"
-    exact, _ = network.open(album, monkeypatch, say=said.append)
+def test_large_galleries_are_searched_by_faiss_and_the_index_is_kept(place, opened, monkeypatch):
+    said, album = [], place / "album"
+    exact, _ = opened(album, say=said.append)
     monkeypatch.setattr(gallery, "EXACT_UP_TO", 10)
-    found, _ = network.open(album, monkeypatch, say=said.append)
+    found, _ = opened(album, say=said.append)
     assert said[0] == "20 images: building a faiss index ..."
     assert re.fullmatch(
         r"approximate search by faiss: \d of 4 lists read, recall@10 [01]\.\d+ against exact search", said[1]
@@ -408,8 +467,8 @@ def test_large_galleries_are_searched_by_faiss_and_the_index_is_kept(place, monk
     found.fast.lists_read = 4
     assert found.search(query, 5)[1].equal(exact.search(query, 5)[1])
     said.clear()
-    again, _ = network.open(album, monkeypatch, say=said.append)
+    again, _ = opened(album, say=said.append)
     assert len(said) == 1 and again.fast.recall == found.fast.recall
     draw(album / "new.png", 200)
-    network.open(album, monkeypatch, say=said.append)
+    opened(album, say=said.append)
     assert said[1].startswith("21 images: building")

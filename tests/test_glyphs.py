@@ -1,4 +1,5 @@
-"""The drawn letters: which classes there are, that they come out the same everywhere, how hard they are, the cache."""
+"""The drawn letters: which classes there are, that they come out the same everywhere, how hard they are, the cache;
+half of them (glyphs_half), and as persons before cameras (glyphs_reid)."""
 
 import os
 import pickle
@@ -11,8 +12,10 @@ import pytest
 import torch
 
 from gl_core import datasets
-from gl_core.datasets import glyphs, lettering
+from gl_core.datasets import glyphs, glyphs_reid, lettering, protocol
+from gl_core.datasets.version import data_version
 from gl_core.evaluation import retrieval_metrics
+from gl_core.training.config import Config
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +38,9 @@ def every(kept):
     return datasets.load("glyphs", kept, "all")
 
 
-def pixels(dataset) -> np.ndarray:
-    return np.stack([np.asarray(image)[:, :, 0] for image, _ in dataset])
+def pixels(dataset, index=None) -> np.ndarray:
+    index = range(len(dataset)) if index is None else index
+    return np.stack([np.asarray(dataset[int(i)][0])[:, :, 0] for i in index])
 
 
 def test_contract(kept, every):
@@ -135,14 +139,16 @@ def test_without_deformation_raw_pixels_would_do(every, letters, monkeypatch):
     assert retrieval_metrics(x, table.label.to_numpy())["R@1"] > 0.7
 
 
-def test_sizes_and_wrong_options(tmp_path):
+@pytest.mark.parametrize("name", ["glyphs", "glyphs_half", "glyphs_reid"])
+def test_wrong_options(tmp_path, name):
     with pytest.raises(ValueError, match="size=8: must be a whole number, 12 or more"):
-        datasets.load("glyphs", tmp_path, size=8)
-    with pytest.raises(ValueError, match="seed=-1: must be a whole number, 0 or more"):
-        datasets.load("glyphs", tmp_path, seed=-1)
+        datasets.load(name, tmp_path, size=8)
+    for seed in (-1, "one"):
+        with pytest.raises(ValueError, match=f"seed={seed!r}: must be a whole number, 0 or more"):
+            datasets.load(name, tmp_path, seed=seed)
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=f"root={tmp_path}/file: must be a folder, in which the images are kept"):
-        datasets.load("glyphs", tmp_path / "file")
+        datasets.load(name, tmp_path / "file")
 
 
 @pytest.fixture
@@ -160,22 +166,22 @@ def test_images_are_drawn_once(few, tmp_path):
     first = datasets.load("glyphs", tmp_path / "new" / "folder", "all")
     again = datasets.load("glyphs", tmp_path / "new" / "folder", "all")
     assert few == [(32, 0)] and np.array_equal(pixels(first), pixels(again)) and first.table.equals(again.table)
-    assert datasets.load("glyphs", tmp_path / "new" / "folder", "all", size=48)[0][0].size == (48, 48)
+    assert np.array_equal(pixels(pickle.loads(pickle.dumps(first))), pixels(first))
+    larger = datasets.load("glyphs", tmp_path / "new" / "folder", "all", size=48)
     other = datasets.load("glyphs", tmp_path / "new" / "folder", "all", seed=1)
-    assert (pixels(other) != pixels(first)).any(axis=(1, 2)).all()
+    assert larger[0][0].size == (48, 48) and (pixels(other) != pixels(first)).any(axis=(1, 2)).all()
     assert few == [(32, 0), (48, 0), (32, 1)]
     assert len(list((tmp_path / "new" / "folder").iterdir())) == 3
+    assert data_version(first) == data_version(again)
+    assert len({data_version(dataset) for dataset in (first, larger, other)}) == 3
 
 
-def test_other_versions_of_typefaces_or_code_draw_anew(few, tmp_path, monkeypatch):
-    import matplotlib
-
-    datasets.load("glyphs", tmp_path)
-    monkeypatch.setattr(matplotlib, "__version__", "99.0")
-    datasets.load("glyphs", tmp_path)
-    (tmp_path / "code.py").write_text("other code")
-    monkeypatch.setattr(lettering, "__file__", str(tmp_path / "code.py"))
-    datasets.load("glyphs", tmp_path)
+def test_other_versions_of_libraries_or_of_the_drawing_draw_anew(few, tmp_path, monkeypatch):
+    first = data_version(datasets.load("glyphs", tmp_path))
+    monkeypatch.setattr(glyphs.metadata, "version", lambda name: "99.0")
+    assert data_version(datasets.load("glyphs", tmp_path)) == first
+    monkeypatch.setattr(lettering, "DRAWING", lettering.DRAWING + 1)
+    assert data_version(datasets.load("glyphs", tmp_path)) != first
     assert len(few) == 3
 
 
@@ -201,32 +207,16 @@ def test_a_damaged_cache_is_drawn_anew(few, tmp_path, damage):
 def test_the_cache_is_the_users(few, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     datasets.load("glyphs")
-    assert [path.suffix for path in (tmp_path / "cache" / "gl_core").iterdir()] == [".npz"]
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    datasets.load("glyphs")
-    assert (tmp_path / "home" / ".cache" / "gl_core").is_dir()
+    assert [path.suffix for path in (tmp_path / "cache" / "glbook").iterdir()] == [".npz"]
 
 
-def test_where_nothing_can_be_written_letters_are_drawn_each_time(few, tmp_path, monkeypatch):
+@pytest.mark.parametrize("folder", ["file", "~/.cache/glbook"], ids=["nothing can be written", "no home"])
+def test_without_a_cache_letters_are_drawn_each_time(few, tmp_path, monkeypatch, folder):
     (tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    where = str(tmp_path / "file") if folder == "file" else folder
+    monkeypatch.setattr("platformdirs.user_cache_dir", lambda *_, **__: where)
     assert len(datasets.load("glyphs", split="all")) == len(datasets.load("glyphs", split="all")) > 0
     assert len(few) == 2
-
-
-def test_nor_where_the_user_has_no_home(few, monkeypatch):
-    def homeless(path):
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(glyphs.Path, "expanduser", homeless)
-    assert len(datasets.load("glyphs", split="all")) > 0
-
-
-def test_pickles(few, tmp_path):
-    d = datasets.load("glyphs", tmp_path, "all")
-    assert np.array_equal(pixels(pickle.loads(pickle.dumps(d))), pixels(d))
 
 
 def test_a_missing_drawing_is_named(few, tmp_path):
@@ -234,3 +224,130 @@ def test_a_missing_drawing_is_named(few, tmp_path):
     d.images.position.clear()
     with pytest.raises(ValueError, match="glyphs: Latin/0041/DejaVuSans: the image cannot be read"):
         d[0]
+
+
+# glyphs_half: half of the classes, with the images that they have in glyphs
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_it_is_the_first_half_of_the_classes(kept, split):
+    whole, half = (datasets.load(name, kept, split) for name in ("glyphs", "glyphs_half"))
+    classes = np.unique(whole.labels)
+    expected = whole.subset(np.isin(whole.labels, classes[: len(classes) // 2]))
+    assert half.name == "glyphs_half" and len(half) == len(expected) > 1000
+    same = [name for name in whole.table if name != "label"]
+    assert half.table[same].equals(expected.table[same])
+    assert [half.class_names[label] for label in half.labels] == half.table["class_name"].tolist()
+    some = range(0, len(half), 100)
+    assert all(np.array_equal(np.asarray(half[i][0]), np.asarray(expected[i][0])) for i in some)
+
+
+def test_labels_number_the_classes_that_are_left(kept):
+    train, test = (datasets.load("glyphs_half", kept, split) for split in ("train", "test"))
+    found = np.unique(train.labels), np.unique(test.labels)
+    assert np.array_equal(np.concatenate(found), np.arange(len(train.class_names)))
+    assert set("ABCXYZbdpq") <= set(np.array(train.class_names)[found[0]])
+    assert {"Greek", "Cyrillic"} <= set(test.table["script"]) and set(train.table["script"]) == {"Latin"}
+
+
+def test_an_epoch_has_as_many_steps_as_that_of_glyphs(kept):
+    steps = {}
+    for name in ("glyphs", "glyphs_half"):
+        config = Config.resolve(dataset=name)
+        batch = config.classes_per_batch * config.samples_per_class
+        steps[name] = len(datasets.load(name, kept, "train")) / batch
+    assert steps["glyphs_half"] == pytest.approx(steps["glyphs"], rel=0.05)
+    assert (
+        Config.resolve(dataset="glyphs_half").epochs == 1 and Config.resolve("full", dataset="glyphs_half").epochs > 1
+    )
+
+
+# glyphs_reid: letters as persons, typefaces as cameras
+
+
+@pytest.fixture(scope="module")
+def persons(kept):
+    return datasets.load("glyphs_reid", kept, "test")
+
+
+def test_what_is_trained_on_is_that_of_glyphs(kept):
+    reid, plain = (datasets.load(name, kept, "train") for name in ("glyphs_reid", "glyphs"))
+    assert reid.name == "glyphs_reid" and "camera" not in plain.table
+    assert np.array_equal(np.unique(reid.labels), np.arange(len(np.unique(plain.labels))))
+    assert not reid.table.is_query.any() and not reid.table.is_gallery.any()
+    place = {path.removeprefix("bounding_box_train/"): i for i, path in enumerate(reid.table.path)}
+    assert set(place) == set(plain.table.path)
+    some = range(0, len(plain), 100)
+    assert np.array_equal(pixels(plain, some), pixels(reid, [place[plain.table.path[i]] for i in some]))
+
+
+def test_half_of_it_trains_on_the_letters_of_glyphs_half_and_tests_the_same(kept, persons):
+    half, letters = (datasets.load(name, kept, "train") for name in ("glyphs_reid_half", "glyphs_half"))
+    assert half.name == "glyphs_reid_half" and len(half) == len(letters)
+    assert set(half.table.path.str.removeprefix("bounding_box_train/")) == set(letters.table.path)
+    assert np.array_equal(np.unique(half.labels), np.unique(letters.labels))
+    tested = datasets.load("glyphs_reid_half", kept, "test")
+    same = [name for name in persons.table if name != "label"]
+    assert tested.table[same].equals(persons.table[same])
+    assert np.array_equal(pixels(tested, range(0, len(tested), 100)), pixels(persons, range(0, len(persons), 100)))
+
+
+def test_every_letter_is_asked_for_once_by_every_camera(persons):
+    table = persons.table
+    queries, gallery = table[table.is_query], table[table.is_gallery]
+    assert not (table.is_query & table.is_gallery).any() and (table.is_query | table.is_gallery).all()
+    once = queries.groupby(["label", "camera"]).size()
+    others = gallery[gallery.label.isin(queries.label)]
+    assert (once == 1).all() and once.equals(others.groupby(["label", "camera"]).size())
+    assert set(queries.script) == {"Greek", "Cyrillic", "Armenian"}
+    typefaces = table.groupby("camera").typeface.unique().map(lambda names: ",".join(names))
+    assert typefaces.tolist() == list(lettering.TYPEFACES) and typefaces.index.tolist() == list(range(1, 17))
+
+
+def test_distractors_are_a_class_and_junk_is_none(persons):
+    table = persons.table
+    distractors, junk = table[table.class_name == "0000"], table[table.label == -1]
+    assert (
+        set(distractors.script) == {"Georgian"} and distractors.label.nunique() == 1 and (distractors.label >= 0).all()
+    )
+    assert not distractors.is_query.any() and not junk.is_query.any() and set(junk.class_name) == {"junk"}
+    assert len(junk) == -(-table.is_query.sum() // 5) and "junk" not in persons.class_names
+
+
+def test_junk_is_part_of_an_image_of_the_gallery(persons):
+    place = {path: i for i, path in enumerate(persons.table.path)}
+    junk = np.flatnonzero(persons.labels == -1)
+    whole = [place[persons.table.path[i].replace("cut/", "")] for i in junk]
+    parts = pixels(persons, junk)
+    assert (parts[:, :, 20:] == 255).all() and np.array_equal(parts[:, :, :20], pixels(persons, whole)[:, :, :20])
+
+
+def test_a_query_is_another_drawing_than_its_gallery_image(persons):
+    place = {path: i for i, path in enumerate(persons.table.path)}
+    queries = np.flatnonzero(persons.table.is_query)[::50]
+    others = [place[persons.table.path[i].replace("query/", "bounding_box_test/")] for i in queries]
+    assert (pixels(persons, queries) != pixels(persons, others)).any(axis=(1, 2)).all()
+
+
+def test_searching_without_cameras_looks_better(persons):
+    """The other drawing of the same typeface is found, which says nothing of other typefaces."""
+    x = torch.from_numpy(255 - pixels(persons, range(len(persons))).reshape(len(persons), -1).astype(np.float32))
+    query, gallery = (torch.from_numpy(part) for part in protocol.query_and_gallery(persons))
+    with_cameras = protocol.judge(x, persons)
+    without = retrieval_metrics(x[query], persons.labels[query], x[gallery], persons.labels[gallery])
+    assert with_cameras["excluded_queries"] == 0
+    assert 0.2 < with_cameras["Rank-1"] < without["R@1"] - 0.03
+
+
+def test_settings_suit_it_as_they_suit_glyphs():
+    for profile in ("quick", "full"):
+        for part in ("", "_half"):
+            names = f"glyphs_reid{part}", f"glyphs{part}"
+            reid, plain = (Config.resolve(profile, dataset=name).as_dict() for name in names)
+            assert reid | {"dataset": names[1]} == plain
+
+
+def test_the_version_knows_how_junk_is_cut(kept, persons, monkeypatch):
+    before = data_version(persons)
+    monkeypatch.setattr(glyphs_reid, "DRAWING", glyphs_reid.DRAWING + 1)
+    assert data_version(datasets.load("glyphs_reid", kept, "test")) != before

@@ -196,7 +196,8 @@ def test_the_mean_erased_area_is_that_of_the_distribution():
     images = torch.full((2000, 3, 40, 40), 255, dtype=torch.uint8)
     erased = augment(images, "none", 40, erasing=1.0, generator=torch.Generator().manual_seed(0))
     area = (erased[:, 0] < 1).flatten(1).float().mean(1)
-    # Uniform in [0.02, 0.4]: mean 0.21, standard deviation 0.11, so three standard errors are 0.0074; rounding adds a bit.
+    # Uniform in [0.02, 0.4]: mean 0.21, standard deviation 0.11, so three standard errors are 0.0074; rounding adds a
+    # bit.
     assert abs(area.mean() - 0.21) < 0.01
 
 

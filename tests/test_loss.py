@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from pytorch_metric_learning.utils.loss_and_miner_utils import convert_to_weights
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gl_core.loss import SIMILARITIES, CrossEntropyLoss, GroupLoss, group_loss
 from gl_core.propagation import DYNAMICS
@@ -57,9 +60,11 @@ def test_all_anchors_leave_nothing_to_learn():
         torch.arange(8.0).repeat(12, 1),
         torch.full((12, 8), 1e38) * torch.tensor([1.0, -1] * 4),
         torch.eye(12, 8) * 1e-38,
+        torch.linspace(-1, 1, 12 * 8).view(12, 8) * 1e-40,
+        torch.linspace(-1, 1, 12 * 8).view(12, 8) * 1e-33,
         -torch.eye(12),
     ],
-    ids=["constant", "zero", "identical", "huge", "tiny", "opposed"],
+    ids=["constant", "zero", "identical", "huge", "tiny", "denormal", "small", "opposed"],
 )
 def test_hard_features_give_finite_loss_and_gradients(features, similarity, num_anchors, num_iterations):
     features = features.clone().requires_grad_()
@@ -116,7 +121,7 @@ def test_cross_entropy_weight_scales_the_second_term():
     loss = GroupLoss(6, 8)
     values = {}
     for weight in (0.0, 1.0, 3.0):
-        loss.cross_entropy_weight = weight
+        loss.settings.cross_entropy_weight = weight
         values[weight] = loss(features, labels).item()
     logits = loss.classifier(features)
     assert values[0.0] == pytest.approx(group_loss(features, logits, labels).item(), rel=1e-6)
@@ -153,11 +158,39 @@ def test_mined_indices_weigh_the_images():
     torch.testing.assert_close(loss(features, labels, triplets), expected)
 
 
-def test_labels_of_any_integer_kind():
+@pytest.mark.parametrize("counts", [(5, 5, 5), (4, 4, 9, 9), (0, 0, 3, 3), (0, 0, 0), (0, 0, 0, 0)])
+def test_mined_indices_weigh_as_in_pytorch_metric_learning(counts):
+    features, _, labels = batch()
+    loss = GroupLoss(6, 8)
+    random = torch.Generator().manual_seed(0)
+    mined = tuple(torch.randint(0, 12, (count,), generator=random) for count in counts)
+    weights = convert_to_weights(mined, labels, torch.float32)
+    torch.testing.assert_close(loss(features, labels, mined), (loss.losses(features, labels) * weights).mean())
+
+
+def test_labels_and_whole_numbers_of_any_kind():
     features, logits, labels = batch()
     expected = group_loss(features, logits, labels)
-    for other in (labels.int(), labels.to(torch.uint8), labels.numpy(), labels.tolist()):
-        assert group_loss(features, logits, other).equal(expected)
+    kinds = (
+        labels.int(),
+        labels.to(torch.uint8),
+        labels.to(torch.uint16),
+        labels.numpy(),
+        list(labels),
+        labels.tolist(),
+    )
+    for other in kinds:
+        assert group_loss(features, logits, other, num_anchors=np.int64(2), num_iterations=np.uint8(1)).equal(expected)
+    loss = GroupLoss(labels.numpy().max() + 1, np.int32(8), num_anchors=np.int64(1))
+    assert loss(features, labels.numpy()).isfinite()
+
+
+def test_logits_need_no_labels():
+    loss = GroupLoss(6, 8)
+    features, _, _ = batch()
+    assert loss.logits(features).equal(loss.classifier(features))
+    with pytest.raises(ValueError, match="embeddings has 7 columns: must have embedding_size=8"):
+        loss.logits(features[:, :7])
 
 
 def test_a_similarity_of_ones_own():
@@ -173,11 +206,10 @@ def gradients(function, *arguments):
     return [value.detach(), *torch.autograd.grad(value, [a for a in arguments if a.requires_grad])]
 
 
-@pytest.mark.parametrize("path", ["auto", "plain", "fast"])
-@pytest.mark.parametrize(("n", "C"), [(12, 6), (54, 2000)])
-def test_compiles_to_one_graph(n, C, path):
+@pytest.mark.parametrize(("n", "C", "T", "path"), [(12, 6, 3, "auto"), (12, 6, 2, "fast"), (54, 2000, 1, "plain")])
+def test_compiles_to_one_graph(n, C, T, path):
     def function(*arguments):
-        return group_loss(*arguments, path=path)
+        return group_loss(*arguments, num_iterations=T, path=path)
 
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
     expected = gradients(function, *batch(n=n, C=C))
@@ -185,9 +217,10 @@ def test_compiles_to_one_graph(n, C, path):
         torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-7)
 
 
-def test_the_module_compiles_to_one_graph():
+@pytest.mark.parametrize("C", [6, 3000])
+def test_the_module_compiles_to_one_graph(C):
     torch.manual_seed(0)
-    loss = GroupLoss(6, 8)
+    loss = GroupLoss(C, 8)
     features, _, labels = batch()
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     found = []
@@ -197,6 +230,10 @@ def test_the_module_compiles_to_one_graph():
         found.append((value, gradient))
     for actual, wanted in zip(*found, strict=True):
         torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-7)
+    # Nothing can be raised inside a graph: the loss is NaN, and says so when it is asked.
+    assert compiled(features, labels + C).isnan()
+    with pytest.raises(ValueError, match="labels holds"):
+        loss.check()
 
 
 @pytest.mark.parametrize("similarity", SIMILARITIES)
@@ -262,3 +299,106 @@ def test_bad_settings_are_named_when_the_module_is_built():
             GroupLoss(**({"num_classes": 6, "embedding_size": 8} | settings))
     with pytest.raises(ValueError, match="embeddings has 9 columns: must have embedding_size=8"):
         GroupLoss(6, 8)(torch.ones(12, 9), torch.zeros(12, dtype=torch.long))
+
+
+BAD = [
+    ({"features": torch.full((12, 8), float("nan"))}, "embeddings"),
+    ({"features": torch.full((12, 8), -float("inf"))}, "embeddings"),
+    ({"labels": torch.full((12,), 6)}, "labels"),
+    ({"labels": torch.full((12,), -1)}, "labels"),
+]
+
+
+@pytest.mark.parametrize(("changes", "name"), BAD)
+@pytest.mark.parametrize("method", [GroupLoss, CrossEntropyLoss])
+def test_where_the_device_is_not_waited_for_a_bad_batch_gives_nan_and_raises_when_asked(method, changes, name):
+    features, _, labels = batch()
+    good = {"features": features, "labels": labels}
+    bad = good | changes
+    loss = method(6, 8, checks="deferred")
+    expected = method.forward(loss, features, labels)
+    loss.check()
+    bad["features"] = bad["features"].clone().requires_grad_()
+    value = loss(bad["features"], bad["labels"])
+    assert value.isnan() and loss.losses(bad["features"], bad["labels"]).isnan().all()
+    value.backward()
+    if name == "labels":  # a batch that cannot be used moves nothing
+        assert not bad["features"].grad.any() and not loss.classifier.weight.grad.any()
+    # The batches after it are none the worse, and it is not forgotten until asked about.
+    assert loss(features, labels).equal(expected)
+    with pytest.raises(ValueError, match=f"^{name} holds .*: must "):
+        loss.check()
+    loss.check()
+    with pytest.raises(ValueError, match=name):
+        method(6, 8, checks="sync")(bad["features"], bad["labels"])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"features": torch.full((12, 8), float("inf"))},
+        {"logits": torch.full((12, 6), -float("inf"))},
+        {"labels": torch.full((12,), 99)},
+        {"similarity": lambda f: -torch.eye(len(f))},
+        {"similarity": lambda f: torch.full((len(f), len(f)), float("nan"))},
+    ],
+)
+@pytest.mark.parametrize("path", ["plain", "fast"])
+@pytest.mark.parametrize("num_anchors", [0, 2, 99])
+def test_the_function_too_gives_nan_where_the_device_is_not_waited_for(changes, path, num_anchors):
+    features, logits, labels = batch()
+    given = {"features": features, "logits": logits, "labels": labels, "path": path, "num_anchors": num_anchors}
+    assert group_loss(**given, checks="deferred").equal(group_loss(**given))
+    assert group_loss(**(given | changes), checks="deferred").isnan()
+    with pytest.raises(ValueError, match=f"{next(iter(changes))}"):
+        group_loss(**(given | changes))
+
+
+class Operations(TorchDispatchMode):
+    """Counts what a device is asked to do: every operation but views and questions that the host answers itself."""
+
+    HOST = {"promote_types", "device", "detach", "_unsafe_view", "alias", "lift_fresh"}
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.count += not (operation.is_view or operation.overloadpacket.__name__ in self.HOST)
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("path", ["auto", "plain"])
+@pytest.mark.parametrize("num_iterations", [0, 1, 2, 3])
+def test_on_a_gpu_the_host_never_waits(num_iterations, path):
+    # Tensors without values: whatever would read one from the device, or take a shape from it, fails.
+    with FakeTensorMode(), torch.device("cuda"):
+        loss = GroupLoss(11_318, 512, num_iterations=num_iterations, path=path)
+        features, labels = torch.randn(60, 512, requires_grad=True), torch.zeros(60, dtype=torch.long)
+        with Operations() as operations:
+            value = loss(features, labels)
+        half = group_loss(
+            features.bfloat16(), loss.logits(features).bfloat16(), labels, num_iterations=num_iterations, path=path
+        )
+    assert value.shape == half.shape == () and value.dtype == half.dtype == torch.float32
+    if path == "auto" and num_iterations == 1:
+        assert operations.count <= 64
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("path", ["plain", "fast"])
+def test_a_gpu_survives_bad_values_and_graphs_are_captured(path):
+    features, _, labels = (tensor.cuda() for tensor in batch(n=54, C=2000, classes=6))
+    loss = GroupLoss(2000, 8, path=path).cuda()
+    expected = loss(features.requires_grad_(), labels).detach()
+    for bad in ((features * torch.nan, labels), (features, labels + 1999)):
+        assert loss(*bad).isnan()
+        with pytest.raises(ValueError, match="must"):
+            loss.check()
+    captured = torch.cuda.make_graphed_callables(loss, (features, labels))
+    value = captured(features, labels)
+    value.backward()
+    torch.testing.assert_close(value, expected)
+    assert captured(features, labels + 1999).isnan()
+    with pytest.raises(ValueError, match="labels"):
+        loss.check()

@@ -1,5 +1,7 @@
 """The authors' own results, as arrays, and the faults of their code that are not to be inherited."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,12 +10,13 @@ import torch.nn.functional as F
 from gl_core.loss import GroupLoss, group_loss
 from gl_core.propagation import initial_assignments, pearson_similarity, replicator_dynamics, select_anchors
 
+REFERENCE = Path(__file__).parent / "reference"
 CASES = ["cub_t1", "cub_t3", "cars_t2_anchors3", "no_anchors_t1", "deep_t10", "many_classes_t1"]
 
 
 @pytest.fixture(params=CASES)
-def case(request, shared):
-    with np.load(shared / "reference" / f"{request.param}.npz") as arrays:
+def case(request):
+    with np.load(REFERENCE / f"{request.param}.npz") as arrays:
         return {name: array if array.ndim else array.item() for name, array in arrays.items()}
 
 

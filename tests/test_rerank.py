@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from pathlib import Path
 from unittest import mock
 
 import numba
@@ -17,8 +18,8 @@ from gl_core.rerank import k_reciprocal
 
 @pytest.mark.parametrize("case", ["rerank_inshop", "rerank_query_gallery", "rerank_self"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_equals_the_reference(case, dtype, shared):
-    with np.load(shared / "reference" / f"{case}.npz") as arrays:
+def test_equals_the_reference(case, dtype):
+    with np.load(Path(__file__).parent / "reference" / f"{case}.npz") as arrays:
         case = {name: array if array.ndim else array.item() for name, array in arrays.items()}
     sets = [case[name].astype(dtype) for name in ("features", "query", "gallery") if name in case]
     result = k_reciprocal(*sets, k1=case["k1"], k2=case["k2"], lambda_value=case["lambda_value"])

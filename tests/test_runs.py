@@ -1,15 +1,19 @@
 """Records: written whole or not at all, read back as a table."""
 
+import errno
 import json
+import os
 import resource
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from gl_core.training import records
 from gl_core.training.config import Config
+from gl_core.training.version import RESULTS_VERSION
 from glbook import runs
 
 
@@ -33,19 +37,7 @@ def test_a_record_comes_back_as_a_row(tmp_path):
     assert path.stat().st_size < 5000
     (row,) = runs.load_runs(tmp_path).to_dict("records")
     assert list(row)[:11] == runs.COLUMNS
-    for name in (
-        "run_id",
-        "created",
-        "commit",
-        "chapter",
-        "dataset",
-        "method",
-        "seed",
-        "device",
-        "wall_time_s",
-        "config",
-    ):
-        assert row[name] == made[name]
+    assert all(row[name] == made[name] for name in runs.COLUMNS)
     assert row["R@1"] == 0.1234568 and row["MAP@R"] == 0.5 and row["untrained R@1"] == 0.1
     assert row["config"]["seed"] == 3
 
@@ -53,7 +45,7 @@ def test_a_record_comes_back_as_a_row(tmp_path):
 def test_the_record_says_what_a_reader_needs_to_trust_it():
     made = record()
     assert made["created"].endswith("+00:00")
-    assert len(made["code"]) == 16
+    assert len(made["code"]) == 16 and made["results_version"] == RESULTS_VERSION
     assert {"python", "torch", "numpy"} <= set(made["versions"])
     assert "data_root" not in made["config"]
     assert record()["run_id"] != made["run_id"]
@@ -71,13 +63,28 @@ def test_records_of_several_folders_and_files_that_are_none(tmp_path):
 def test_no_records_give_an_empty_table_with_columns(tmp_path):
     for root in (tmp_path, tmp_path / "absent"):
         table = runs.load_runs(root)
-        assert len(table) == 0 and list(table.columns) == runs.COLUMNS
+        assert len(table) == 0 and list(table.columns) == [*runs.COLUMNS, "repeat"]
 
 
-def test_a_broken_record_is_named(tmp_path):
+def test_a_broken_record_is_named_and_spoils_no_other(tmp_path):
+    records.write_record(record(), tmp_path)
     (tmp_path / "broken.json").write_text('{"run_id": ')
-    with pytest.raises(ValueError, match="broken.json: not a record"):
-        runs.load_runs(tmp_path)
+    with pytest.warns(UserWarning, match="broken.json: passed over"):
+        assert len(runs.load_runs(tmp_path)) == 1
+
+
+def test_repeats_are_marked_and_copies_count_once(tmp_path):
+    made = record(key="k", purpose="final")
+    for run_id, changes in {
+        "0": {}, "1": {}, "2": {"purpose": "tuning"}, "3": {"key": "other"}, "4": {"key": None}, "5": {"key": None},
+        "6": {"config": made["config"] | {"seed": 4}},  # another training of the same run
+    }.items():  # fmt: skip
+        records.write_record(made | {"run_id": run_id, "created": f"2026-01-0{9 - int(run_id)}"} | changes, tmp_path)
+    records.write_record(made | {"run_id": "3", "key": "other", "created": "2026-01-06"}, tmp_path / "copies")
+    table = runs.load_runs(tmp_path)
+    assert sorted(table["run_id"]) == ["0", "1", "2", "3", "4", "5", "6"]
+    assert table["run_id"][table["repeat"]].tolist() == ["0"], "1 is older"
+    assert "0" not in runs.recorded(root=tmp_path)["run_id"].tolist()
 
 
 def test_only_kept_runs_go_to_the_tracked_folder(tmp_path, monkeypatch):
@@ -128,6 +135,22 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path):
     assert "the record could not be written (File too large)" in done.stdout
     assert f"{tmp_path}/x.json" in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_where_there_are_no_hard_links_a_record_is_written_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.link", mock.Mock(side_effect=OSError(errno.EPERM, "no links on exFAT")))
+    path = records.write_record(record(run_id="r"), tmp_path)
+    with pytest.raises(FileExistsError):
+        records.write_record(record(run_id="r"), tmp_path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_files_have_the_rights_that_the_user_gives_to_files(tmp_path):
+    before = os.umask(0o027)
+    try:
+        assert records.write_record(record(), tmp_path).stat().st_mode & 0o777 == 0o640
+    finally:
+        os.umask(before)
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):

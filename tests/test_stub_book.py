@@ -54,7 +54,10 @@ def test_a_page_is_whole_and_can_be_used_by_everyone(browser, address, name, sch
         accessible(visit)
         if name == "training":
             assert "profile=quick" in text and "Nobody" in text
-            assert visit.page.locator("article img[alt='A line.']").count() == 1 and visit.page.locator("a.reference").count() >= 1
+            assert (
+                visit.page.locator("article img[alt='A line.']").count() == 1
+                and visit.page.locator("a.reference").count() >= 1
+            )
 
 
 @pytest.mark.parametrize("name", ["intro", "training"])

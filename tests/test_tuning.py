@@ -1,5 +1,6 @@
 """Tuning: equal budgets, spaces that hold the defaults, studies that go on, and settings that sweeps can refer to."""
 
+import argparse
 import json
 import shutil
 from dataclasses import asdict
@@ -10,7 +11,8 @@ from stub_book import ROOT, make_book
 
 from gl_core.training import baselines, records
 from gl_core.training.config import METHODS, Config
-from glbook import runs, sweeps, tuning
+from glbook import studies, sweeps, tuning
+from glbook.commands import sweep as cli
 from glbook.sweeps import keys
 
 
@@ -20,11 +22,11 @@ def book(tmp_path, monkeypatch):
     root = make_book(tmp_path / "project")
     shutil.copyfile(ROOT / "book" / "training.ipynb", root / "book" / "training.ipynb")
     monkeypatch.chdir(root)
-    monkeypatch.setattr(keys, "data_version", lambda dataset, root: "v")
+    monkeypatch.setattr(keys, "dataset_version", lambda dataset, root: "v")
     made = []
 
     def run_plan(plan, **_):
-        known = {record["sweep"]["key"] for _, record in runs.read_records()}
+        known = {record["key"] for _, record in records.read_records()}
         for run in plan.runs:
             if run.key in known:
                 continue
@@ -33,7 +35,8 @@ def book(tmp_path, monkeypatch):
                 continue  # this one fails
             score = 1 / (1 + abs(run.given["learning_rate"] / 4e-3 - 1))
             record = {"run_id": f"r{len(made)}", "created": "2026-01-01T00:00:00+00:00", "purpose": "tuning"}
-            records.write_record(record | {"sweep": {"key": run.key}, "metrics": {"R@1": score, "MAP@R": score}})
+            record |= {"key": run.key, "metrics": {"R@1": score, "MAP@R": score}}
+            records.write_record(record, name=f"{run.key}.json")
 
     monkeypatch.setattr(sweeps, "run_plan", run_plan, raising=False)
     return made
@@ -46,19 +49,13 @@ def test_every_method_has_a_space_that_holds_its_defaults():
     assert set(tuning.SPACES) == set(METHODS)
     for method, space in tuning.SPACES.items():
         for dataset in ("omniglot", "cars196_half"):
-            base = tuning._base(method, {"dataset": dataset})
-            point = tuning._defaults(base, space)
+            config = Config.resolve(method=method, dataset=dataset)
+            point = tuning._defaults(config, space)
             assert all(space[name].low <= value <= space[name].high for name, value in point.items()), method
-            settings = tuning._settings(base, space, point)
-            config = base["config"]
-            assert Config.from_parameters(config.as_dict() | settings) == Config.from_parameters(
-                config.as_dict()
-                | {
-                    "classifier_learning_rate": settings.get(
-                        "classifier_learning_rate", config.classifier_learning_rate
-                    )
-                }
-            )
+            settings = tuning._settings(config, space, point)
+            rate = settings.get("classifier_learning_rate", config.classifier_learning_rate)
+            same = config.as_dict() | {"classifier_learning_rate": rate}
+            assert Config.from_parameters(config.as_dict() | settings) == Config.from_parameters(same)
         tuned = {name.removeprefix("loss.") for name in space if name.startswith("loss.")}
         assert tuned <= set(baselines.BASELINES[method].options if method in baselines.BASELINES else ())
 
@@ -72,17 +69,17 @@ def test_a_study_is_twelve_trials_on_held_out_classes_at_half_the_epochs(book):
     scores = [trial["score"] for trial in study.trials]
     assert study.best == study.trials[scores.index(max(scores))]["parameters"]
     assert max(scores) > scores[0]
-    (path,) = (tuning._folder()).glob("*.json")
+    (path,) = studies.folder().glob("*.json")
     saved = json.loads(path.read_text())
     assert saved["space"]["loss.temperature"] == {"low": 0.02, "high": 0.5, "log": True}
-    assert {trial["run_id"] for trial in saved["trials"]} == {record["run_id"] for _, record in runs.read_records()}
+    assert {trial["run_id"] for trial in saved["trials"]} == {record["run_id"] for _, record in records.read_records()}
     assert "study" in saved and "run_id" not in saved, "no record of a run"
 
 
 def test_a_study_that_was_interrupted_goes_on_and_ends_the_same(book, monkeypatch):
     whole = tuning.tune("group_loss", GIVEN)
     count = len(book)
-    for number, (path, _) in enumerate(list(runs.read_records())):
+    for number, (path, _) in enumerate(list(records.read_records())):
         if number % 2:
             path.unlink()
     again = tuning.tune("group_loss", GIVEN)
@@ -114,7 +111,7 @@ def test_the_newest_study_of_each_method_counts(book):
     tuning.tune("proxy_anchor", GIVEN)
     study = tuning.tune("group_loss", GIVEN)
     assert list(tuning.studies("glyphs", "conv4", 28)) == ["group_loss", "proxy_anchor"]
-    newer = tuning._folder() / "newer.json"
+    newer = studies.folder() / "newer.json"
     newer.write_text(json.dumps(asdict(study) | {"created": "2999-01-01T00:00:00+00:00", "best": {"temperature": 3.0}}))
     assert tuning.studies("glyphs", "conv4", 28)["group_loss"].best == {"temperature": 3.0}
     assert tuning.best_settings(GIVEN | {"method": "group_loss"}) == {"temperature": 3.0}
@@ -124,11 +121,11 @@ def test_the_newest_study_of_each_method_counts(book):
 def test_the_studies_of_the_book_are_of_recorded_trials_and_of_one_budget():
     found = tuning.studies("omniglot", "conv4", 28)
     assert set(found) == set(METHODS)
-    records = {record["run_id"]: record for _, record in runs.read_records(ROOT / "data" / "results")}
+    made = {record["run_id"]: record for _, record in records.read_records(ROOT / "data" / "results")}
     for method, study in found.items():
         assert len(study.trials) == tuning.TRIALS
         for trial in study.trials:
-            record = records[trial["run_id"]]
+            record = made[trial["run_id"]]
             config = record["config"]
             assert (record["purpose"], record["method"], config["evaluate_on"]) == ("tuning", method, "held_out")
             assert config["epochs"] == study.epochs == Config.resolve(dataset="omniglot").epochs // 2
@@ -140,12 +137,23 @@ def test_the_studies_of_the_book_are_of_recorded_trials_and_of_one_budget():
         shared = {
             n: v for n, v in config.items() if n not in spaces | {"temperature", "num_anchors", "data_root", "device"}
         }
-        assert shared == {n: records[found["cross_entropy"].trials[0]["run_id"]]["config"][n] for n in shared}
+        assert shared == {n: made[found["cross_entropy"].trials[0]["run_id"]]["config"][n] for n in shared}
 
 
 def test_bad_studies_are_refused(book, monkeypatch):
     with pytest.raises(ValueError, match="method='lifted': must be one of group_loss, "):
         tuning.tune("lifted", GIVEN)
+    for name, value in {"method": "triplet", "evaluate_on": "test", "choose_epochs": True, "keep": "final"}.items():
+        with pytest.raises(ValueError, match=f"{name}=.*: a study sets it itself"):
+            tuning.tune("group_loss", GIVEN | {name: value})
     monkeypatch.setattr(tuning, "_score", lambda record: None)
     with pytest.raises(ValueError, match="method='triplet': none of its 12 trials went well"):
         tuning.tune("triplet", GIVEN)
+
+
+def test_a_method_cannot_be_given_twice(book):
+    parser = argparse.ArgumentParser()
+    cli.add_tuning_arguments(parser)
+    with pytest.raises(ValueError, match="method='triplet': a study sets it itself"):
+        cli.tune(parser.parse_args(["group_loss", "-p", "method", "triplet"]))
+    assert book == []

@@ -8,9 +8,11 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from gl_core import _checks, devices
-from gl_core.models.network import IMAGENET_MEAN
 
 __all__ = ["AUGMENTATIONS", "augment", "height_and_width"]
+
+# The mean colour of the photographs that backbones were trained on first.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
 
 
 def height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
@@ -32,14 +34,16 @@ def augment(
 
     Args:
         images: as an `ImageStore` gives them, at `size` px or somewhat more.
-        kind: "photo" cuts out a random part (its area 0.5 to 1 of the whole, its sides 3:4 to 4:3) and mirrors every second
-            image; "crop" does so with areas from 0.08 on, as torchvision's RandomResizedCrop does for the authors (who cut
-            from the whole picture, not from its central square); "person" mirrors every second image and shifts it by up to 10
-            px of 256, black coming in (Luo et al., CVPRW 2019); "drawing" turns by up to 10 degrees, scales by up to 10 and
-            shifts by up to 5 percent, and never mirrors, as the mirror image of a letter is another letter; "none" only resizes.
+        kind: "photo" cuts out a random part (its area 0.5 to 1 of the whole, its sides 3:4 to 4:3) and mirrors every
+            second image; "crop" does so with areas from 0.08 on, as torchvision's RandomResizedCrop does for the
+            authors (who cut from the whole picture, not from its central square); "person" mirrors every second image
+            and shifts it by up to 10 px of 256, black coming in (Luo et al., CVPRW 2019); "drawing" turns by up to 10
+            degrees, scales by up to 10 and shifts by up to 5 percent, and never mirrors, as the mirror image of a
+            letter is another letter; "none" only resizes.
         size: pixels of a side of the result, or (height, width).
-        erasing: probability that a random rectangle of an image is replaced by ImageNet's mean colour, its area 0.02 to 0.4 of
-            the whole, its height 0.3 to 1/0.3 of its width (Zhong et al., "Random Erasing Data Augmentation", AAAI 2020).
+        erasing: probability that a random rectangle of an image is replaced by ImageNet's mean colour, its area 0.02 to
+            0.4 of the whole, its height 0.3 to 1/0.3 of its width (Zhong et al., "Random Erasing Data Augmentation",
+            AAAI 2020).
         generator: source of randomness, on the CPU.
     """
     _checks.choice("augmentation", kind, AUGMENTATIONS)

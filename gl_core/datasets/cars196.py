@@ -1,12 +1,13 @@
-"""cars196: Cars196, or Stanford Cars (Krause et al., "3D Object Representations for Fine-Grained Categorization", 2013).
+"""cars196: Cars196, or Stanford Cars (Krause et al., "3D Object Representations for Fine-Grained Categorization",
+2013).
 
-Models 1 to 98 are trained on (8,054 images), 99 to 196 are the test (8,131), in which every image searches all others; the
-split into images of the data set's own files plays no part (Song et al., "Deep Metric Learning via Lifted Structured Feature
-Embedding", CVPR 2016).
+Models 1 to 98 are trained on (8,054 images), 99 to 196 are the test (8,131), in which every image searches all others;
+the split into images of the data set's own files plays no part (Song et al., "Deep Metric Learning via Lifted
+Structured Feature Embedding", CVPR 2016).
 
 `root` is the folder that holds `cars_annos.mat` and `car_ims/`, or, as torchvision expects it, `stanford_cars/` with
-`cars_train/`, `cars_test/`, `devkit/cars_train_annos.mat` and `cars_test_annos_withlabels.mat`; the names of the models are
-taken from `devkit/cars_meta.mat` where it is there.
+`cars_train/`, `cars_test/`, `devkit/cars_train_annos.mat` and `cars_test_annos_withlabels.mat`; the names of the models
+are taken from `devkit/cars_meta.mat` where it is there.
 """
 
 import os
@@ -14,8 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
+from gl_core._extras import require
+from gl_core.datasets.archive import Folder
 from gl_core.datasets.base import RetrievalDataset, tabulate
-from gl_core.datasets.listed import Cropped, ImagesBelow, find_layout
+from gl_core.datasets.listed import Cropped, find_layout
 
 __all__ = ["load"]
 
@@ -29,7 +32,9 @@ SIDES = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2")
 def load(root: str | os.PathLike | None = None, *, crop: bool = False) -> RetrievalDataset:
     """The images of both splits; with `crop`, cut to the car's box.
 
-    Raises ValueError without a `root` or for files of another form, FileNotFoundError for one that is missing.
+    Raises:
+        ValueError: there is no `root`, or files are of another form.
+        FileNotFoundError: one is missing.
     """
     folder, layout = find_layout(root, EXPECTED, [ONE_FILE, DEVKIT], [".", "stanford_cars"])
     if layout == 0:
@@ -50,7 +55,7 @@ def load(root: str | os.PathLike | None = None, *, crop: bool = False) -> Retrie
     }
     train = [name for number, name in name_of.items() if number <= TRAIN_CLASSES]
     test = [name for number, name in name_of.items() if number > TRAIN_CLASSES]
-    images = ImagesBelow(folder)
+    images = Folder(folder, search=False)
     if crop:
         left, top, right, bottom = (annotations[side].astype(float) for side in SIDES)
         # MATLAB counts pixels from 1, and both ends are part of the box.
@@ -61,8 +66,7 @@ def load(root: str | os.PathLike | None = None, *, crop: bool = False) -> Retrie
 
 
 def _loaded(path: Path) -> dict:
-    from scipy.io import loadmat
-
+    loadmat = require("scipy.io", extra="train").loadmat
     try:
         return loadmat(path, squeeze_me=True)
     # scipy raises whatever it stumbles over in a damaged file.
@@ -71,7 +75,7 @@ def _loaded(path: Path) -> dict:
 
 
 def _annotations(path: Path) -> np.ndarray:
-    annotations = np.atleast_1d(_loaded(path).get("annotations"))
+    annotations = np.atleast_1d(_loaded(path).get("annotations", []))
     fields = annotations.dtype.names or ()
     for field in ("class", *SIDES):
         if field not in fields:

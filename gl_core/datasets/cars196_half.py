@@ -12,7 +12,7 @@ or its content `images/<class>/<image>.webp`.
 import os
 
 from gl_core.datasets.archive import open_files
-from gl_core.datasets.base import RetrievalDataset, existing, tabulate
+from gl_core.datasets.base import RetrievalDataset, describe_left_out, existing, tabulate
 from gl_core.datasets.folder import images_by_class
 
 __all__ = ["load"]
@@ -27,18 +27,22 @@ IMAGES = 8144
 def load(root: str | os.PathLike | None = None) -> RetrievalDataset:
     """The images of both splits.
 
-    Raises ValueError without a `root` or if it does not hold exactly these images, FileNotFoundError if it is missing.
+    Raises:
+        ValueError: there is no `root`, or it does not hold exactly these images.
+        FileNotFoundError: it is missing.
     """
     root = existing(root, EXPECTED)
     files = open_files(root / TAR if (root / TAR).is_file() else root)
-    classes = images_by_class(files, EXPECTED)
+    classes, left_out = images_by_class(files, EXPECTED)
     found = set(classes.values())
     if found != set(CLASSES) or len(classes) != IMAGES:
         raise ValueError(
             f"root={files.root}: holds {len(classes)} images of {len(found)} classes: must be {EXPECTED}, "
-            f"{IMAGES} images of {len(CLASSES)} classes"
+            f"{IMAGES} images of {len(CLASSES)} classes; {describe_left_out(left_out)}"
         )
     table, class_names = tabulate(
         list(classes), list(classes.values()), CLASSES[:TRAIN_CLASSES], CLASSES[TRAIN_CLASSES:]
     )
-    return RetrievalDataset("cars196_half", table, class_names, files)
+    dataset = RetrievalDataset("cars196_half", table, class_names, files)
+    dataset.left_out = left_out
+    return dataset

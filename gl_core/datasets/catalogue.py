@@ -1,4 +1,4 @@
-"""What is known of each data set beside its images: who gives it away, on which terms, and how much there is of it."""
+"""What is known of each data set beside its images: licence, source, layout on disk, numbers of images and classes."""
 
 from dataclasses import dataclass
 
@@ -7,15 +7,11 @@ __all__ = ["CATALOGUE", "Archive", "Entry"]
 
 @dataclass(frozen=True)
 class Archive:
-    """A file to download.
-
-    `md5` is that which public loaders of the set verify; where none is known, a file is only known to be as long as its server
-    said.
-    """
+    """A file to download; `md5` is that which public loaders of the set verify."""
 
     url: str
     file: str
-    md5: str | None = None
+    md5: str
     # No archive of these is larger once it is unpacked.
     most_bytes: int = 16 * 2**30
 
@@ -38,7 +34,8 @@ def _searching_itself(train: tuple[int, int], test: tuple[int, int]) -> dict[str
 
 _RESEARCH = "non-commercial research"
 _CUHK03 = (
-    "1. Ask for CUHK03 by the form at https://www.ee.cuhk.edu.hk/~xgwang/CUHK_identification.html and unpack cuhk03_release.zip.\n"
+    "1. Ask for CUHK03 by the form at https://www.ee.cuhk.edu.hk/~xgwang/CUHK_identification.html and unpack\n"
+    "   cuhk03_release.zip.\n"
     "2. Take cuhk03_new_protocol_config_detected.mat and cuhk03_new_protocol_config_labeled.mat from\n"
     "   https://github.com/zhunzhong07/person-re-ranking (evaluation/data/CUHK03).\n"
     "   Or take the prepared folders detected/ and labeled/, which CUHK03-NP there leads to, in place of both."
@@ -52,7 +49,9 @@ CATALOGUE: dict[str, Entry] = {
         "Cars196-half (128 px crops)", _RESEARCH, "cars196-crops-128.tar",
         steps="It is not public; the full benchmark, cars196, is.",
     ),
-    "folder": Entry("Images of your own", "yours", "class/image", steps="Put the images of each class into a folder of its own."),
+    "folder": Entry(
+        "Images of your own", "yours", "class/image", steps="Put the images of each class into a folder of its own."
+    ),
     "cub": Entry(
         "CUB-200-2011", _RESEARCH, "CUB_200_2011/",
         _searching_itself((5864, 100), (5924, 100)),
@@ -64,8 +63,8 @@ CATALOGUE: dict[str, Entry] = {
     "cars196": Entry(
         "Cars196", _RESEARCH, "cars_annos.mat and car_ims/, or stanford_cars/",
         _searching_itself((8054, 98), (8131, 98)),
-        steps="The authors' page (ai.stanford.edu/~jkrause/cars/car_dataset.html) no longer gives the files. What is left:\n"
-        "1. Follow the documentation of torchvision.datasets.StanfordCars and the issue it names\n"
+        steps="The authors' page (ai.stanford.edu/~jkrause/cars/car_dataset.html) no longer gives the files.\n"
+        "What is left:\n1. Follow the documentation of torchvision.datasets.StanfordCars and the issue it names\n"
         "   (https://github.com/pytorch/vision/issues/7545) to copies of the images and of the annotations.\n"
         "2. Arrange them as stanford_cars/cars_train/, cars_test/, cars_test_annos_withlabels.mat and\n"
         "   devkit/cars_train_annos.mat (and devkit/cars_meta.mat, for the names of the models).",
@@ -81,8 +80,8 @@ CATALOGUE: dict[str, Entry] = {
     "inshop": Entry(
         "In-Shop Clothes Retrieval", _RESEARCH, "list_eval_partition.txt and img/, or Eval/ and Img/",
         {"train": (25882, 3997), "query": (14218, 3985), "gallery": (12612, 3985)},
-        steps="1. Agree to the terms at https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion/InShopRetrieval.html, which lead to a folder\n"
-        "   of files and the password of its archives.\n"
+        steps="1. Agree to the terms at https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion/InShopRetrieval.html, which\n"
+        "   lead to a folder of files and the password of its archives.\n"
         "2. Take Eval/list_eval_partition.txt and Img/img.zip, and unpack the latter where it is.",
     ),
     "glyphs_half": Entry("Glyphs, half of them", "free, drawn by this library", "nothing: it is drawn"),
@@ -93,8 +92,8 @@ CATALOGUE: dict[str, Entry] = {
     "market1501": Entry(
         "Market-1501", _RESEARCH, "Market-1501-v15.09.15/",
         {"train": (12936, 751), "query": (3368, 750), "gallery": (19732, 751)},
-        steps="1. Follow the links of the authors' page, https://zheng-lab-anu.github.io/Project/project_reid.html, to\n"
-        "   Market-1501-v15.09.15.zip.\n"
+        steps="1. Follow the links of the authors' page, https://zheng-lab-anu.github.io/Project/project_reid.html,\n"
+        "   to Market-1501-v15.09.15.zip.\n"
         "2. Unpack it.",
     ),
     "cuhk03": Entry(

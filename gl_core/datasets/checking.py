@@ -3,6 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from gl_core._files import printable
 from gl_core.datasets.base import RetrievalDataset
 
 __all__ = ["Findings", "check"]
@@ -13,37 +14,51 @@ SHOWN = 10
 
 @dataclass
 class Findings:
-    """`counts` are (images, classes) found and expected of each part; `missing` and `unreadable` name files."""
+    """What is wrong with a data set.
+
+    Attributes:
+        counts: (images, classes) found and expected of each part.
+        faults: lines that name files, by the kind of fault.
+    """
 
     counts: dict[str, tuple[tuple[int, int], tuple[int, int] | None]]
-    missing: list[str] = field(default_factory=list)
-    unreadable: list[str] = field(default_factory=list)
+    faults: dict[str, list[str]] = field(default_factory=lambda: {"missing": [], "unreadable": [], "left out": []})
+
+    @property
+    def verdict(self) -> str:
+        """The last word: "whole", or what is not."""
+        wrong = [f"{len(files):,} {kind}" for kind, files in self.faults.items() if files]
+        differ = [part for part, (found, wanted) in self.counts.items() if wanted not in (None, found)]
+        wrong += [f"other counts of {', '.join(differ)}"] if differ else []
+        return f"NOT whole: {', '.join(wrong)}" if wrong else "whole"
 
     @property
     def whole(self) -> bool:
-        agree = all(wanted is None or found == wanted for found, wanted in self.counts.values())
-        return agree and not self.missing and not self.unreadable
+        return self.verdict == "whole"
 
     def report(self, name: str) -> str:
-        """The counts, the first files of each kind, and the verdict as the last line."""
+        """The counts, the first files of each kind of fault, and the verdict as the last line."""
         lines = []
         for part, (found, wanted) in self.counts.items():
             line = f"{part:8}{found[0]:>8,} images of {found[1]:,} classes"
             lines.append(line if wanted in (None, found) else f"{line}, must be {wanted[0]:,} of {wanted[1]:,}")
-        for what, files in (("missing", self.missing), ("unreadable", self.unreadable)):
-            lines += [f"{what}: {file}" for file in files[:SHOWN]]
+        for kind, files in self.faults.items():
+            lines += [f"{kind}: {file}" for file in files[:SHOWN]]
             if len(files) > SHOWN:
-                lines.append(f"{what}: ... {len(files):,} in all")
-        faults = [f"{len(self.missing):,} missing", f"{len(self.unreadable):,} unreadable"]
-        differ = [part for part, (found, wanted) in self.counts.items() if wanted not in (None, found)]
-        faults += [f"other counts of {', '.join(differ)}"] if differ else []
-        return "\n".join([*lines, f"{name}: whole" if self.whole else f"{name}: NOT whole: {', '.join(faults)}"])
+                lines.append(f"{kind}: ... {len(files):,} in all")
+        return "\n".join([*lines, f"{name}: {self.verdict}"])
 
 
 def check(
     dataset: RetrievalDataset, expected: dict[str, tuple[int, int]] | None = None, *, progress: bool = False
 ) -> Findings:
-    """Count a data set of all splits and open each image once, a few at a time; no image is kept."""
+    """Count a data set of all splits and open each image once, a few at a time; no image is kept.
+
+    Args:
+        dataset: as `load` returns it for "all".
+        expected: images and classes of "train", "query" and "gallery"; None: they are counted only.
+        progress: show a bar.
+    """
     from tqdm import tqdm
 
     table = dataset.table
@@ -55,6 +70,7 @@ def check(
         found = (int(chosen.sum()), int(classes[classes >= 0].nunique()))
         counts[part] = (found, expected[part] if expected else None)
     findings = Findings(counts)
+    findings.faults["left out"] = [printable(f"{name} ({reason})") for name, reason in dataset.left_out.items()]
 
     def opened(path: str) -> Exception | None:
         try:
@@ -69,9 +85,10 @@ def check(
         for start in range(0, len(paths), CHUNK):
             chunk = paths[start : start + CHUNK]
             for path, error in zip(chunk, threads.map(opened, chunk), strict=True):
+                where = dataset.images.where(path)
                 if isinstance(error, FileNotFoundError):
-                    findings.missing.append(dataset.images.where(path))
+                    findings.faults["missing"].append(where)
                 elif error is not None:
-                    findings.unreadable.append(f"{dataset.images.where(path)} ({error})")
+                    findings.faults["unreadable"].append(f"{where} ({error})")
             bar.update(len(chunk))
     return findings

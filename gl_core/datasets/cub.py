@@ -1,8 +1,8 @@
 """cub: CUB-200-2011, photographs of birds (Wah et al., "The Caltech-UCSD Birds-200-2011 Dataset", 2011).
 
-Species 1 to 100 are trained on (5,864 images), 101 to 200 are the test (5,924), in which every image searches all others;
-not the split into images that `train_test_split.txt` makes (Song et al., "Deep Metric Learning via Lifted Structured Feature
-Embedding", CVPR 2016).
+Species 1 to 100 are trained on (5,864 images), 101 to 200 are the test (5,924), in which every image searches all
+others; not the split into images that `train_test_split.txt` makes (Song et al., "Deep Metric Learning via Lifted
+Structured Feature Embedding", CVPR 2016).
 
 `root` is the folder that holds `CUB_200_2011/`, with `images.txt`, `image_class_labels.txt` and `images/` in it.
 """
@@ -11,8 +11,9 @@ import os
 
 import numpy as np
 
+from gl_core.datasets.archive import Folder
 from gl_core.datasets.base import RetrievalDataset, tabulate
-from gl_core.datasets.listed import Cropped, ImagesBelow, find_layout, read_columns
+from gl_core.datasets.listed import Cropped, find_layout, read_columns
 
 __all__ = ["load"]
 
@@ -25,7 +26,9 @@ TRAIN_CLASSES = 100
 def load(root: str | os.PathLike | None = None, *, crop: bool = False) -> RetrievalDataset:
     """The images of both splits; with `crop`, cut to the bird's box.
 
-    Raises ValueError without a `root` or for files of another form, FileNotFoundError for one that is missing.
+    Raises:
+        ValueError: there is no `root`, or files are of another form.
+        FileNotFoundError: one is missing.
     """
     folder, _ = find_layout(root, EXPECTED, [LAYOUT], ["CUB_200_2011", "."])
     ids, paths = read_columns(folder / "images.txt", 2)
@@ -40,7 +43,7 @@ def load(root: str | os.PathLike | None = None, *, crop: bool = False) -> Retrie
         [name_of[number] for number in sorted(name_of) if (number <= TRAIN_CLASSES) == trained]
         for trained in (True, False)
     )
-    images = ImagesBelow(folder / "images")
+    images = Folder(folder / "images", search=False)
     if crop:
         if not (folder / BOXES).is_file():
             raise FileNotFoundError(f"crop={crop}: takes {folder / BOXES}, which is not there")

@@ -1,28 +1,30 @@
-"""cuhk03, cuhk03_labelled: CUHK03, pedestrians on a campus (Li et al., "DeepReID", CVPR 2014), by the new protocol (Zhong et al.,
-"Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017).
+"""cuhk03, cuhk03_labelled: CUHK03, pedestrians on a campus (Li et al., "DeepReID", CVPR 2014), by the new protocol
+(Zhong et al., "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017).
 
-Persons were cut out by a detector (`cuhk03`) or by hand (`cuhk03_labelled`). Of 767 persons 7,365 (detected) or 7,368 (labelled)
-images are trained on; in the test 1,400 queries search a gallery of 5,332 or 5,328 images of 700 other persons.
+Persons were cut out by a detector (`cuhk03`) or by hand (`cuhk03_labelled`). Of 767 persons 7,365 (detected) or 7,368
+(labelled) images are trained on; in the test 1,400 queries search a gallery of 5,332 or 5,328 images of 700 other
+persons.
 
 `root` is the folder that holds `detected/` and `labeled/` (or one of them) with `bounding_box_train/`, `query/` and
-`bounding_box_test/`, as the authors of the protocol prepared them (CUHK03-NP), or `cuhk03_release/cuhk-03.mat` together with
-`cuhk03_new_protocol_config_detected.mat` and `cuhk03_new_protocol_config_labeled.mat`; reading the former takes h5py.
+`bounding_box_test/`, as the authors of the protocol prepared them (CUHK03-NP), or `cuhk03_release/cuhk-03.mat` together
+with `cuhk03_new_protocol_config_detected.mat` and `cuhk03_new_protocol_config_labeled.mat`; reading the former takes
+h5py.
 """
 
 import os
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
 
 from gl_core import _checks
+from gl_core._extras import require
+from gl_core.datasets.archive import ImageFiles
 from gl_core.datasets.base import RetrievalDataset
 from gl_core.datasets.listed import find_layout
 from gl_core.datasets.persons import FOLDERS, from_folders, from_parts
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 __all__ = ["load"]
 
@@ -32,10 +34,16 @@ IMAGES = "cuhk03_release/cuhk-03.mat"
 
 
 def load(root: str | os.PathLike | None = None, *, boxes: str = "detected") -> RetrievalDataset:
-    """The images of both splits, "detected" or "labelled", with the column `camera` (1 or 2, of the pair that saw a person).
+    """The images of both splits, with the column `camera` (1 or 2, of the pair that saw a person).
 
-    Raises ValueError without a `root` or for files of another form, FileNotFoundError for one that is missing, and
-    ModuleNotFoundError if h5py is needed and not installed.
+    Args:
+        root: the folder.
+        boxes: who cut the persons out, "detected" or "labelled".
+
+    Raises:
+        ValueError: there is no `root`, or files are of another form.
+        FileNotFoundError: one is missing.
+        ImportError: h5py is needed and not installed.
     """
     _checks.choice("boxes", boxes, FOLDER_OF)
     kind = FOLDER_OF[boxes]
@@ -56,8 +64,7 @@ def load(root: str | os.PathLike | None = None, *, boxes: str = "detected") -> R
 
 
 def _protocol(path: Path) -> dict:
-    from scipy.io import loadmat
-
+    loadmat = require("scipy.io", extra="train").loadmat
     try:
         content = loadmat(path, squeeze_me=True)
         # MATLAB counts from 1.
@@ -69,41 +76,34 @@ def _protocol(path: Path) -> dict:
     return {"parts": dict(zip(FOLDERS, parts, strict=True)), **columns}
 
 
-class _Release:
+class _Release(ImageFiles):
     """Images in `cuhk-03.mat`, by the names of the protocol: `pair_person_view_image.png`, each counted from 1."""
 
     def __init__(self, file: Path, kind: str) -> None:
-        self.file = file
-        self.kind = kind
-        _h5py()
+        super().__init__(file, kind)
+        require("h5py", extra="train")
 
-    def open(self, path: str) -> "Image.Image":
-        from PIL import Image
-
+    def _pixels(self, path: str) -> UInt8[np.ndarray, "h w 3"]:
         pair, person, _, number = (int(part) for part in Path(path).stem.split("_"))
-        file = _opened(self.file, os.getpid())
+        file = _opened(self.root, os.getpid())
         # A MATLAB cell is a matrix of references, and HDF5 keeps all matrices transposed.
-        persons = file[file[self.kind][0, pair - 1]]
+        persons = file[file[self.part][0, pair - 1]]
         pixels = file[persons[number - 1, person - 1]][()]
         if pixels.ndim != 3:
             raise ValueError("the cell is empty")
-        return Image.fromarray(np.ascontiguousarray(pixels.T))
+        return np.ascontiguousarray(pixels.T)
+
+    def open(self, path: str) -> Image.Image:
+        return Image.fromarray(self._pixels(path))
+
+    def read(self, name: str) -> bytes:
+        return self._pixels(name).tobytes()
 
     def where(self, path: str) -> str:
-        return f"{self.file}: {self.kind} {path}"
+        return f"{self.root}: {self.part} {path}"
 
 
 @lru_cache(maxsize=4)
 def _opened(file: Path, process: int):
     """The open file; a forked process opens its own."""
-    return _h5py().File(file, "r")
-
-
-def _h5py():
-    try:
-        import h5py
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "cuhk-03.mat is read with h5py, which is not installed: `pip install h5py`"
-        ) from error
-    return h5py
+    return require("h5py", extra="train").File(file, "r")

@@ -2,16 +2,20 @@
 
 Classes are sorted by name; the first half of them (rounded up) is trained on, the rest is the test, unless
 `train_classes` says which ones to train on. A folder around all classes is allowed. Hidden files and those that are no
-images are ignored.
+images are passed over. Left out, and said to be, is what cannot be used: images that cannot be decoded, that lie
+elsewhere than the others, or that are alone in their class (a pair is the least that a group can learn or be judged
+from).
 """
 
 import os
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
+from gl_core._files import printable
 from gl_core.datasets.archive import ImageFiles, open_files
-from gl_core.datasets.base import RetrievalDataset, existing, tabulate
+from gl_core.datasets.base import RetrievalDataset, describe_left_out, existing, tabulate
 
 __all__ = ["images_by_class", "load"]
 
@@ -21,60 +25,72 @@ EXPECTED = "a folder, tar or zip that holds class/image"
 def load(
     root: str | os.PathLike | None = None, *, train_classes: Sequence[str] | str | os.PathLike | None = None
 ) -> RetrievalDataset:
-    """The images of all splits.
+    """The images of all splits. They are decoded once to see whether they can be, and known from then on.
 
     Args:
         root: the folder or archive.
         train_classes: names of the classes to train on, or a text file with one name a line; all others are the test.
 
-    Raises FileNotFoundError if `root` or the text file is missing, and ValueError if `root` does not hold at least two
-    classes, all at one level and of at least two images (a pair is the least that a group can learn or be judged from),
-    or if `train_classes` names a class twice, or one that is not there, or all of them.
+    Raises:
+        FileNotFoundError: `root` or the text file is missing.
+        ValueError: `root` does not hold at least two classes of at least two images each, or `train_classes` names a
+            class twice, or one that is not there, or all of them.
     """
     files = open_files(existing(root, EXPECTED))
-    classes = images_by_class(files)
+    classes, left_out = images_by_class(files)
+    left_out |= {
+        name: f"the image cannot be read: {reason}"
+        for name, reason in files.undecodable(progress=sys.stderr.isatty()).items()
+    }
+    classes = {name: of for name, of in classes.items() if name not in left_out}
+    counts = Counter(classes.values())
+    left_out |= {name: f"its class {of} has no other image" for name, of in classes.items() if counts[of] == 1}
+    classes = {name: of for name, of in classes.items() if counts[of] > 1}
     names = sorted(set(classes.values()))
     if len(names) < 2:
         raise ValueError(
-            f"root={files.root}: holds the single class {names[0]!r}: must hold two or more, as {EXPECTED}"
+            f"root={files.root}: holds {len(names)} classes of two images or more ({', '.join(names)}): must hold two "
+            f"or more, as {EXPECTED}; {describe_left_out(left_out)}"
         )
-    _refuse_single_images(files, classes)
     train = names[: -(-len(names) // 2)] if train_classes is None else _chosen(train_classes, names)
     test = [name for name in names if name not in set(train)]
     table, class_names = tabulate(list(classes), list(classes.values()), train, test)
-    return RetrievalDataset("folder", table, class_names, files)
+    dataset = RetrievalDataset("folder", table, class_names, files)
+    dataset.left_out = left_out
+    return dataset
 
 
-def images_by_class(files: ImageFiles, expected: str = EXPECTED) -> dict[str, str]:
-    """The class of each image: the folder it is in.
+def images_by_class(files: ImageFiles, expected: str = EXPECTED) -> tuple[dict[str, str], dict[str, str]]:
+    """The class of each image, which is the folder it is in; and what is left out, and why.
 
-    Raises ValueError, saying what is `expected`, unless all images lie in `class/image`, or all in one folder around
-    that.
+    Images lie in `class/image`, or all in one folder around that.
+
+    Raises:
+        ValueError: none do; says what is `expected`.
     """
-    parts = [PurePosixPath(name).parts for name in files.names]
+    parts = {name: PurePosixPath(name).parts for name in files.names}
     if not parts:
-        raise ValueError(f"root={files.root}: holds no images: must be {expected}")
-    wrapped = len({part[0] for part in parts}) == 1 and all(len(part) == 3 for part in parts)
-    for name, part in zip(files.names, parts, strict=True):
-        if len(part) == 1:
-            raise ValueError(f"root={files.root}: {name} is in no folder that would be its class: must be {expected}")
-        if len(part) > 2 and not wrapped:
-            raise ValueError(
-                f"root={files.root}: {name} lies too deep: must be {expected}, at most with one folder around it all"
-            )
-    return {name: part[-2] for name, part in zip(files.names, parts, strict=True)}
-
-
-def _refuse_single_images(files: ImageFiles, classes: dict[str, str]) -> None:
-    single = sorted(name for name, count in Counter(classes.values()).items() if count == 1)
-    if single:
+        raise ValueError(f"root={files.root}: holds no images: must be {expected}; {describe_left_out(files.left_out)}")
+    depths = {len(part) for part in parts.values()}
+    # Images beside the folders belong to none of them, so they tell nothing of the layout.
+    one_around_all = len({part[0] for part in parts.values() if len(part) > 1}) == 1
+    depth = 3 if one_around_all and 2 not in depths else 2
+    if depth not in depths:
+        name = files.names[0]
+        where = "is in no folder that would be its class" if len(parts[name]) == 1 else "lies too deep"
         raise ValueError(
-            f"root={files.root}: {len(single)} classes have a single image, must have two or more: {_some(single)}"
+            f"root={files.root}: {printable(name)} {where}: must be {expected}, at most with one folder around it all"
         )
+    faults = {
+        name: "it is in no folder that would be its class" if len(part) < depth else "it lies deeper than its class"
+        for name, part in parts.items()
+        if len(part) != depth
+    }
+    return {name: part[-2] for name, part in parts.items() if len(part) == depth}, files.left_out | faults
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+    return ", ".join(map(printable, names[:10])) + (", ..." if len(names) > 10 else "")
 
 
 def _chosen(train_classes: Sequence[str] | str | os.PathLike, names: list[str]) -> list[str]:

@@ -1,9 +1,11 @@
-"""glyphs: letters in the typefaces that matplotlib brings along, without a download; the test is on other scripts.
+"""glyphs, glyphs_half: letters in the typefaces that matplotlib brings along, without a download; the test is on other
+scripts.
 
 A class is a letter, or several that look alike (A of Latin, Greek and Cyrillic; V and v); whatever looks like a Latin
 letter is trained on. Test classes are the other letters of Greek, Cyrillic, Armenian and Georgian. Each letter is drawn
 once in each typeface that has it, 12 to 16 times, with a small random deformation of its own: black on white, `size`
-pixels a side.
+pixels a side. glyphs_half holds half of the classes, for what must be over in seconds: of those that are trained on as
+of the others the first in the order of Unicode, so the better known.
 
 Beside the usual columns the table says `typeface`, `script` and `letters`, all that share the class.
 
@@ -12,24 +14,23 @@ if need be), otherwise in the user's cache. Where nothing can be written they ar
 """
 
 import contextlib
-import hashlib
 import io
 import os
-import sys
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import matplotlib
 import numpy as np
 from jaxtyping import UInt8
 
 from gl_core import _checks
+from gl_core._files import atomic_write
 from gl_core.datasets import lettering
 from gl_core.datasets.base import RetrievalDataset, tabulate
-from gl_core.datasets.download import written_aside
+from gl_core.datasets.cache import cache_folder
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -39,31 +40,36 @@ __all__ = ["Drawings", "load"]
 SMALLEST = 12  # pixels of a side in which letters can still be told apart
 
 
-def load(root: str | os.PathLike | None = None, *, size: int = 32, seed: int = 0) -> RetrievalDataset:
+def load(
+    root: str | os.PathLike | None = None, *, size: int = 32, seed: int = 0, half: bool = False
+) -> RetrievalDataset:
     """The letters of all splits.
 
     Args:
         root: folder to keep the images in.
         size: pixels of a side, 12 or more.
         seed: of the deformations, 0 or more.
+        half: half of the classes; the name is then glyphs_half.
 
-    Raises ValueError if `root` is a file, or `size` or `seed` is out of its range.
+    Raises:
+        ValueError: `root` is a file, or `size` or `seed` is out of its range.
     """
     _checks.count("size", size, least=SMALLEST)
     _checks.count("seed", seed, least=0)
     if root is not None and Path(root).is_file():
         raise ValueError(f"root={root}: must be a folder, in which the images are kept")
-    folder = _cache() if root is None else Path(root).expanduser()
+    version = f"{size}px-seed{seed}-v{lettering.DRAWING}"
+    folder = cache_folder() if root is None else Path(root).expanduser()
     if folder is None:
-        return _dataset(**_drawn(size, seed))
-    path = folder / f"glyphs-{size}px-seed{seed}-{_key()}.npz"
+        return _dataset(half, version, **_drawn(size, seed))
+    path = folder / f"glyphs-{version}-{_libraries()}.npz"
     found = _read(path, size)
     if found is None:
         found = _drawn(size, seed)
         # Keeping it is a convenience: a full or read-only disk is no reason to fail.
         with contextlib.suppress(OSError):
             _write(path, found)
-    return _dataset(**found)
+    return _dataset(half, version, **found)
 
 
 def _drawn(size: int, seed: int) -> dict[str, np.ndarray]:
@@ -81,30 +87,40 @@ def _drawn(size: int, seed: int) -> dict[str, np.ndarray]:
     return {"images": lettering.draw(deformed, size), "groups": np.array(groups), "typefaces": np.array(typefaces)}
 
 
-def _dataset(images: np.ndarray, groups: np.ndarray, typefaces: np.ndarray) -> RetrievalDataset:
+def _dataset(
+    half: bool, version: str, images: np.ndarray, groups: np.ndarray, typefaces: np.ndarray
+) -> RetrievalDataset:
     groups, typefaces = groups.tolist(), typefaces.tolist()
     classes = list(dict.fromkeys(groups))
     scripts = {group: lettering.script(group[0]) for group in classes}
     paths = [
         f"{scripts[group]}/{ord(group[0]):04X}/{typeface}" for group, typeface in zip(groups, typefaces, strict=True)
     ]
+    source = Drawings("glyphs", version, paths, images)
+    train = [group for group in classes if scripts[group] == "Latin"]
+    test = [group for group in classes if scripts[group] != "Latin"]
+    if half:
+        train, test = train[: len(train) // 2], test[: len(test) // 2]
+    chosen = {*train, *test}
+    kept = [i for i, group in enumerate(groups) if group in chosen]
     table, class_names = tabulate(
-        paths,
-        [group[0] for group in groups],
-        [group[0] for group in classes if scripts[group] == "Latin"],
-        [group[0] for group in classes if scripts[group] != "Latin"],
-        typeface=typefaces,
-        script=[scripts[group] for group in groups],
-        letters=groups,
+        [paths[i] for i in kept],
+        [groups[i][0] for i in kept],
+        [group[0] for group in train],
+        [group[0] for group in test],
+        typeface=[typefaces[i] for i in kept],
+        script=[scripts[groups[i]] for i in kept],
+        letters=[groups[i] for i in kept],
     )
-    return RetrievalDataset("glyphs", table, class_names, Drawings("glyphs", paths, images))
+    return RetrievalDataset("glyphs_half" if half else "glyphs", table, class_names, source)
 
 
 class Drawings:
-    """Images in memory, found by their path; `name` is that of the data set."""
+    """Images in memory, found by their path. `name` is that of the data set, `version` changes with any of the
+    images."""
 
-    def __init__(self, name: str, paths: list[str], images: UInt8[np.ndarray, "n h w"]) -> None:
-        self.name, self.images = name, images
+    def __init__(self, name: str, version: str, paths: list[str], images: UInt8[np.ndarray, "n h w"]) -> None:
+        self.name, self.version, self.images = name, version, images
         self.position = {path: position for position, path in enumerate(paths)}
 
     def open(self, path: str) -> "Image.Image":
@@ -115,24 +131,17 @@ class Drawings:
     def where(self, path: str) -> str:
         return f"{self.name}: {path}"
 
+    def digests(self, paths: Sequence[str]) -> list[str]:
+        return [self.version] * len(paths)
+
     def at(self, paths: Iterable[str]) -> UInt8[np.ndarray, "m h w"]:
         """The pixels of all these images."""
         return self.images[[self.position[path] for path in paths]]
 
 
-def _cache() -> Path | None:
-    """The folder where this user's programs keep what they can make again; None for a user without a home."""
-    base = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME")
-    try:
-        return (Path(base) if base else Path("~/.cache").expanduser()) / "gl_core"
-    except RuntimeError:
-        return None
-
-
-def _key() -> str:
-    """Of all that the pixels depend on besides size and seed: the typefaces and the code that draws."""
-    code = b"".join(Path(module).read_bytes() for module in (lettering.__file__, __file__))
-    return hashlib.sha256(f"{matplotlib.__version__} {np.__version__}".encode() + code).hexdigest()[:12]
+def _libraries() -> str:
+    """The versions of what the pixels may depend on besides this code."""
+    return "-".join(f"{name}{metadata.version(name)}" for name in ("matplotlib", "numpy"))
 
 
 def _read(path: Path, size: int) -> dict[str, np.ndarray] | None:
@@ -149,6 +158,6 @@ def _read(path: Path, size: int) -> dict[str, np.ndarray] | None:
 
 def _write(path: Path, found: dict[str, np.ndarray]) -> None:
     content = io.BytesIO()
-    np.savez_compressed(content, **found)
-    with written_aside(path) as file:
+    np.savez_compressed(content, images=found["images"], groups=found["groups"], typefaces=found["typefaces"])
+    with atomic_write(path) as file:
         file.write(content.getvalue())

@@ -1,22 +1,25 @@
 """glyphs_reid: the letters of glyphs as persons, their typefaces as cameras: re-identification without a download.
 
-Trained on are the letters that glyphs trains on (Latin). In the test each Greek, Cyrillic and Armenian letter is a person, drawn
-twice in each typeface: one drawing is a query, the other in the gallery. As in Market-1501 the gallery also holds distractors,
-all Georgian letters as the one class `0000`, and junk, letters cut off on the right, which count neither as right nor as wrong.
+Trained on are the letters that glyphs trains on (Latin). In the test each Greek, Cyrillic and Armenian letter is a
+person, drawn twice in each typeface: one drawing is a query, the other in the gallery. As in Market-1501 the gallery
+also holds distractors, all Georgian letters as the one class `0000`, and junk, letters cut off on the right, which
+count neither as right nor as wrong.
 
-Beside the usual columns the table says `camera` (from 1, in the order of `lettering.TYPEFACES`) and what that of glyphs says.
+Beside the usual columns the table says `camera` (from 1, in the order of `lettering.TYPEFACES`) and what that of glyphs
+says.
 
-`root` is what it is for glyphs, whose drawings of two seeds these are. glyphs_reid_half is the same with half of the letters to train
-on, those of glyphs_half.
+`root` is what it is for glyphs, whose drawings of two seeds these are. glyphs_reid_half is the same with half of the
+letters to train on, those of glyphs_half.
 """
 
 import os
+from typing import cast
 
 import numpy as np
-import pandas as pd
 from jaxtyping import UInt8
 
 from gl_core import _checks
+from gl_core._extras import require
 from gl_core.datasets import glyphs, lettering
 from gl_core.datasets.base import RetrievalDataset
 from gl_core.datasets.persons import FOLDERS, from_parts
@@ -26,6 +29,8 @@ __all__ = ["load"]
 DISTRACTORS = "Georgian"
 JUNK_EVERY = 5  # a cut letter for each so many whole ones in the gallery
 CUT = 5 / 8  # of the width is kept
+# The version of what is made here of the letters: raise it when anything in this module changes what images look like.
+DRAWING = 1
 
 
 def load(
@@ -39,12 +44,14 @@ def load(
         seed: of the deformations of what is trained on and of the queries, 0 or more; the gallery's is the next.
         half: train on half of the letters, the name is then glyphs_reid_half.
 
-    Raises ValueError if `root` is a file, or `size` or `seed` is out of its range.
+    Raises:
+        ValueError: `root` is a file, or `size` or `seed` is out of its range.
     """
     _checks.count("seed", seed, least=0)
-    drawings = [glyphs.load(root, size=size, seed=number) for number in (seed, seed + 1)]
-    table = drawings[0].table  # the other's is the same
-    first, second = (drawing.images.at(table["path"]) for drawing in drawings)
+    letters, others = (glyphs.load(root, size=size, seed=number) for number in (seed, seed + 1))
+    table = letters.table  # the others' is the same
+    drawings = [cast(glyphs.Drawings, dataset.images) for dataset in (letters, others)]
+    first, second = (drawing.at(table["path"]) for drawing in drawings)
 
     tested = (table["split"] == "test").to_numpy()
     train = ~tested & (table["label"] < table["label"][~tested].nunique() // (2 if half else 1)).to_numpy()
@@ -58,7 +65,7 @@ def load(
         table.iloc[junk].assign(part=FOLDERS[2], person="-1", path="cut/" + table["path"]),
     ]
     images = np.concatenate([first[train], first[person], second[tested], _cut(second[junk])])
-    table, name = pd.concat(parts), "glyphs_reid_half" if half else "glyphs_reid"
+    table, name = require("pandas", extra="train").concat(parts), "glyphs_reid_half" if half else "glyphs_reid"
     paths = (table["part"] + "/" + table["path"]).tolist()
     return from_parts(
         name,
@@ -66,7 +73,7 @@ def load(
         table["person"].tolist(),
         table["typeface"].map(lettering.TYPEFACES.index) + 1,
         table["part"].tolist(),
-        glyphs.Drawings(name, paths, images),
+        glyphs.Drawings(name, f"{drawings[0].version}-reid{DRAWING}", paths, images),
         **{column: table[column].tolist() for column in ("typeface", "script", "letters")},
     )
 

@@ -1,8 +1,8 @@
-"""inshop: In-Shop Clothes Retrieval of DeepFashion (Liu et al., "DeepFashion: Powering Robust Clothes Recognition and Retrieval
-with Rich Annotations", CVPR 2016).
+"""inshop: In-Shop Clothes Retrieval of DeepFashion (Liu et al., "DeepFashion: Powering Robust Clothes Recognition and
+Retrieval with Rich Annotations", CVPR 2016).
 
-25,882 images of 3,997 items are trained on. In the test 14,218 queries search a gallery of 12,612 images; both show the same
-3,985 items, and no image is in both.
+25,882 images of 3,997 items are trained on. In the test 14,218 queries search a gallery of 12,612 images; both show the
+same 3,985 items, and no image is in both.
 
 `root` is the folder that holds `list_eval_partition.txt` and `img/`, or `Eval/list_eval_partition.txt` and `Img/img/`.
 """
@@ -11,8 +11,9 @@ import os
 
 import numpy as np
 
+from gl_core.datasets.archive import Folder
 from gl_core.datasets.base import RetrievalDataset, tabulate
-from gl_core.datasets.listed import ImagesBelow, find_layout, read_columns
+from gl_core.datasets.listed import find_layout, read_columns
 
 __all__ = ["load"]
 
@@ -25,7 +26,9 @@ PARTS = ("train", "query", "gallery")
 def load(root: str | os.PathLike | None = None) -> RetrievalDataset:
     """The images of both splits.
 
-    Raises ValueError without a `root` or for a list of another form, FileNotFoundError if it is missing.
+    Raises:
+        ValueError: there is no `root`, or files are of another form.
+        FileNotFoundError: one is missing.
     """
     folder, layout = find_layout(root, EXPECTED, [FLAT, NESTED])
     path = folder / (FLAT, NESTED)[layout][0]
@@ -39,4 +42,5 @@ def load(root: str | os.PathLike | None = None) -> RetrievalDataset:
     names = np.array(items)
     train, test = (np.unique(names[chosen]).tolist() for chosen in (is_train, ~is_train))
     table, class_names = tabulate(paths, items, train, test, is_query=parts == "query", is_gallery=parts == "gallery")
-    return RetrievalDataset("inshop", table, class_names, ImagesBelow(folder / ("." if layout == 0 else "Img")))
+    images = Folder(folder / ("." if layout == 0 else "Img"), search=False)
+    return RetrievalDataset("inshop", table, class_names, images)

@@ -6,17 +6,20 @@ The typefaces are those that matplotlib brings along, so that the same version o
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
-import matplotlib
 import numpy as np
-from jaxtyping import Float, UInt8
-from matplotlib.backends.backend_agg import RendererAgg
-from matplotlib.font_manager import get_font
-from matplotlib.ft2font import FT2Font
-from matplotlib.path import Path as Outline
-from matplotlib.transforms import IdentityTransform
+from jaxtyping import Float, Int, UInt8
 
-__all__ = ["TYPEFACES", "alike", "deform", "draw", "outlines", "script"]
+from gl_core._extras import require
+
+if TYPE_CHECKING:
+    from matplotlib.ft2font import FT2Font
+
+__all__ = ["DRAWING", "TYPEFACES", "Outline", "alike", "deform", "draw", "outlines", "script"]
+
+# The version of the drawings: raise it when anything in this module changes what they look like.
+DRAWING = 1
 
 # The text faces among matplotlib's typefaces; the others hold symbols only, or no script but Latin.
 TYPEFACES = (
@@ -46,6 +49,15 @@ SIDE = 0.72  # longer side of the letter, of the image's
 MOVE = 0.07  # of the image's side
 PEN = 0.3  # pixels of 32
 
+CLOSES_CONTOUR = 79  # the code of matplotlib's paths
+
+
+class Outline(NamedTuple):
+    """A letter's contours as matplotlib keeps paths: vertices, and what is drawn to each."""
+
+    vertices: Float[np.ndarray, "n 2"]
+    codes: Int[np.ndarray, " n"]
+
 
 def script(letter: str) -> str:
     """The script a letter belongs to: "Latin", "Greek", ..."""
@@ -72,14 +84,16 @@ def outlines() -> dict[str, dict[str, Outline]]:
     }
 
 
-def _font(typeface: str) -> FT2Font:
-    font = get_font(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{typeface}.ttf"))
+def _font(typeface: str) -> "FT2Font":
+    matplotlib = require("matplotlib", extra="train")
+    file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{typeface}.ttf"
+    font = require("matplotlib.font_manager", extra="train").get_font(str(file))
     # Outlines are fitted to whole pixels: in letters so large, that changes nothing to be seen.
     font.set_size(1000, 72)
     return font
 
 
-def _outline(letter: str, font: FT2Font) -> Outline:
+def _outline(letter: str, font: "FT2Font") -> Outline:
     font.load_char(ord(letter))
     path = Outline(*font.get_path())
     low, high = _box(path)
@@ -88,7 +102,7 @@ def _outline(letter: str, font: FT2Font) -> Outline:
 
 def _box(path: Outline) -> tuple[Float[np.ndarray, " 2"], Float[np.ndarray, " 2"]]:
     # The vertex that closes a contour is no place of the drawing.
-    places = path.vertices[path.codes != Outline.CLOSEPOLY]
+    places = path.vertices[path.codes != CLOSES_CONTOUR]
     return places.min(axis=0), places.max(axis=0)
 
 
@@ -141,20 +155,23 @@ def draw(outlines: Iterable[tuple[Outline, float]], size: int) -> UInt8[np.ndarr
 
     Each comes with the width in pixels of a pen that goes around it. Coordinates are pixels from the lower left corner.
     """
+    matplotlib_path = require("matplotlib.path", extra="train").Path
+    renderer = require("matplotlib.backends.backend_agg", extra="train").RendererAgg
+    identity = require("matplotlib.transforms", extra="train").IdentityTransform()
     outlines = list(outlines)
     drawings = np.empty((len(outlines), size, size), np.uint8)
     # Making a sheet takes longer than drawing on it, and none may be wider than 2^16 pixels.
     columns = max(1, min(64, 2**15 // size))
     for start in range(0, len(outlines), columns):
-        sheet = RendererAgg(columns * size, size, 72)
+        sheet = renderer(columns * size, size, 72)
         pen = sheet.new_gc()
         # Snapping to whole pixels would give away which strokes are straight.
         pen.set_snap(False)
         row = outlines[start : start + columns]
         for column, (path, width) in enumerate(row):
             pen.set_linewidth(width)
-            place = Outline(path.vertices + (column * size, 0), path.codes)
-            sheet.draw_path(pen, place, IdentityTransform(), (0.0, 0.0, 0.0))
+            place = matplotlib_path(path.vertices + (column * size, 0), path.codes)
+            sheet.draw_path(pen, place, identity, (0.0, 0.0, 0.0))
         ink = np.asarray(sheet.buffer_rgba())[:, :, 3].reshape(size, columns, size).swapaxes(0, 1)
         drawings[start : start + len(row)] = 255 - ink[: len(row)]
     return drawings

@@ -5,35 +5,18 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from gl_core.datasets.archive import to_rgb
 from gl_core.datasets.base import ImageSource, existing
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["Cropped", "ImagesBelow", "find_layout", "read_columns"]
+__all__ = ["Cropped", "find_layout", "read_columns"]
 
 Box = tuple[float, float, float, float]
 
 
-class ImagesBelow:
-    """The images below a folder, by their paths from there with "/" between the parts."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def open(self, path: str) -> "Image.Image":
-        from PIL import Image
-
-        with Image.open(self.root / path) as image:
-            return to_rgb(image)
-
-    def where(self, path: str) -> str:
-        return str(self.root / path)
-
-
 class Cropped:
-    """The images of a source, cut to their boxes: (left, top, right, bottom) in pixels. Those without a box stay whole."""
+    """The images of a source, cut to their boxes, (left, top, right, bottom) in pixels; whole where there is no box."""
 
     def __init__(self, images: ImageSource, boxes: dict[str, Box]) -> None:
         self.images = images
@@ -54,13 +37,26 @@ class Cropped:
     def where(self, path: str) -> str:
         return self.images.where(path)
 
+    def digests(self, paths: Sequence[str]) -> list[str]:
+        return [
+            f"{digest} {self.boxes.get(path)}" for path, digest in zip(paths, self.images.digests(paths), strict=True)
+        ]
+
 
 def find_layout(
     root: str | os.PathLike | None, expected: str, layouts: Sequence[Sequence[str]], folders: Sequence[str] = (".",)
 ) -> tuple[Path, int]:
-    """The folder in which all paths of a layout exist, and which layout it is; `folders` are tried in turn below the root.
+    """The folder in which all paths of a layout exist, and the number of that layout.
 
-    Raises ValueError without a root, FileNotFoundError if there is none, naming what is missing from the likeliest.
+    Args:
+        root: where the user says that the data set is.
+        expected: what must be there, in words.
+        layouts: paths that belong together, below a folder.
+        folders: tried in turn, below the root.
+
+    Raises:
+        ValueError: there is no root.
+        FileNotFoundError: no layout is complete; names what is missing from the likeliest.
     """
     root = existing(root, expected)
     missing = []
@@ -79,7 +75,8 @@ def find_layout(
 def read_columns(path: Path, count: int, header: int = 0) -> list[list[str]]:
     """The columns of a text file whose lines hold `count` words, after `header` other lines; the last may hold spaces.
 
-    Raises ValueError, naming file and line, for a line that holds fewer, or if there is none.
+    Raises:
+        ValueError: a line holds fewer words, or there is none; names file and line.
     """
     rows = []
     with path.open(encoding="utf-8-sig") as file:

@@ -1,12 +1,12 @@
-"""market1501: Market-1501, pedestrians before a supermarket (Zheng et al., "Scalable Person Re-identification: A Benchmark",
-ICCV 2015).
+"""market1501: Market-1501, pedestrians before a supermarket (Zheng et al., "Scalable Person Re-identification: A
+Benchmark", ICCV 2015).
 
-12,936 images of 751 persons are trained on. In the test 3,368 queries search a gallery of 19,732 images of 750 other persons,
-taken by six cameras. 3,819 of these are junk (`-1` in the file names, label -1 here), which counts neither as right nor as
-wrong; 2,798 are distractors (`0000`), a class of their own that no query belongs to.
+12,936 images of 751 persons are trained on. In the test 3,368 queries search a gallery of 19,732 images of 750 other
+persons, taken by six cameras. 3,819 of these are junk (`-1` in the file names, label -1 here), which counts neither as
+right nor as wrong; 2,798 are distractors (`0000`), a class of their own that no query belongs to.
 
-`root` is the folder that holds `Market-1501-v15.09.15/`, with `bounding_box_train/`, `query/` and `bounding_box_test/` in it;
-its other folders are not read.
+`root` is the folder that holds `Market-1501-v15.09.15/`, with `bounding_box_train/`, `query/` and `bounding_box_test/`
+in it; its other folders are not read.
 """
 
 import os
@@ -23,7 +23,9 @@ EXPECTED = f"the folder that holds Market-1501-v15.09.15/ with {', '.join(FOLDER
 def load(root: str | os.PathLike | None = None) -> RetrievalDataset:
     """The images of both splits, with the column `camera`.
 
-    Raises ValueError without a `root` or for files of another name, FileNotFoundError for a folder that is missing.
+    Raises:
+        ValueError: there is no `root`, or files are of another form.
+        FileNotFoundError: one is missing.
     """
     folder, _ = find_layout(root, EXPECTED, [FOLDERS], ["Market-1501-v15.09.15", "."])
     return from_folders("market1501", folder)

@@ -4,20 +4,16 @@ The two small background sets, black ink on white, 105 x 105 pixels, MIT licence
 the first (136 characters), the test is the three alphabets of the second that the first does not hold (106 characters,
 2,120 images). A class is a character, named `alphabet/character`.
 
-`root` is a folder with the two zips as published, or with what is in them. Without it they are downloaded into
-`data/omniglot` of the book, 3 MB in all.
+`root` is a folder with the two zips as published, or with what is in them. Without it they are downloaded, 3 MB in all.
+The columns `alphabet` and `group` name the alphabet of a character.
 """
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from gl_core.datasets.archive import ImageFiles, open_files
 from gl_core.datasets.base import RetrievalDataset, existing, tabulate
-from gl_core.datasets.download import fetch
-
-if TYPE_CHECKING:
-    from PIL import Image
+from gl_core.datasets.download import downloads_folder, fetch
 
 __all__ = ["load"]
 
@@ -35,11 +31,13 @@ DRAWERS = 20
 def load(root: str | os.PathLike | None = None) -> RetrievalDataset:
     """The images of both splits.
 
-    Raises FileNotFoundError if `root` or a part is missing, ValueError if a part is not as published, ConnectionError
-    if it cannot be downloaded.
+    Raises:
+        FileNotFoundError: `root` or a part is missing.
+        ValueError: a part is not as published.
+        ConnectionError: it cannot be downloaded.
     """
     folder = _downloaded() if root is None else existing(root, EXPECTED)
-    images = _Images({part: _opened(folder, part) for part in (TRAIN, TEST)})
+    images = _Images(folder)
     train = {path: _character(path) for path in images.files if path.startswith(TRAIN)}
     known = set(map(_alphabet, train.values()))
     test = {path: _character(path) for path in images.files if path.startswith(TEST)}
@@ -54,9 +52,8 @@ def load(root: str | os.PathLike | None = None) -> RetrievalDataset:
             f"{EXPECTED}, {DRAWERS} images of each of {CHARACTERS[0]} and {CHARACTERS[1]} characters"
         )
     alphabets = [_alphabet(character) for character in characters.values()]
-    table, class_names = tabulate(
-        list(characters), list(characters.values()), train_classes, test_classes, alphabet=alphabets
-    )
+    columns = {"alphabet": alphabets, "group": alphabets}
+    table, class_names = tabulate(list(characters), list(characters.values()), train_classes, test_classes, **columns)
     return RetrievalDataset("omniglot", table, class_names, images)
 
 
@@ -69,10 +66,12 @@ def _alphabet(character: str) -> str:
     return character.split("/")[0]
 
 
-class _Images:
+class _Images(ImageFiles):
     """The images of both parts, as `part/alphabet/character/image`."""
 
-    def __init__(self, parts: dict[str, ImageFiles]) -> None:
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        parts = {part: _opened(folder, part) for part in (TRAIN, TEST)}
         # In a zip the names begin with the part, in its folder they do not.
         self.files = {
             f"{part}/{name.removeprefix(part + '/')}": (files, name)
@@ -80,13 +79,17 @@ class _Images:
             for name in files.names
         }
 
-    def open(self, path: str) -> "Image.Image":
-        files, name = self.files[path]
-        return files.open(name)
+    def read(self, name: str) -> bytes:
+        files, inside = self.files[name]
+        return files.read(inside)
+
+    def state(self, name: str) -> list[int]:
+        files, inside = self.files[name]
+        return files.state(inside)
 
     def where(self, path: str) -> str:
-        files, name = self.files[path]
-        return files.where(name)
+        files, inside = self.files[path]
+        return files.where(inside)
 
 
 def _opened(folder: Path, part: str) -> ImageFiles:
@@ -98,10 +101,8 @@ def _opened(folder: Path, part: str) -> ImageFiles:
 
 def _downloaded() -> Path:
     """The folder for downloads, with what was missing in it downloaded."""
-    from gl_core.training.records import project_root
-
-    folder = project_root() / "data" / "omniglot"
+    folder = downloads_folder() / "omniglot"
     for part, sha256 in SHA256.items():
         if not (folder / f"{part}.zip").exists() and not (folder / part).exists():
-            fetch(f"{URL}/{part}.zip", folder / f"{part}.zip", sha256)
+            fetch(f"{URL}/{part}.zip", folder / f"{part}.zip", f"sha256:{sha256}")
     return folder

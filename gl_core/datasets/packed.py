@@ -1,61 +1,59 @@
 """A data set decoded once: one file of uint8 images that training maps into memory and reads in place.
 
-The file begins with a header of `HEADER` bytes: one line of JSON with format, version, sizes and a checksum. The images follow,
-(n, height, width, 3), then the table as parquet. It is written aside and gets its name, and its header, when it is whole.
+The file begins with a header of `HEADER` bytes, one line of JSON; the images follow, (n, height, width, 3). It knows
+the version of the data that it was made from, and gets its name when it is whole.
 """
 
 import hashlib
-import io
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import UInt8
 
+from gl_core._files import atomic_write
 from gl_core.datasets.base import RetrievalDataset
-from gl_core.datasets.download import written_aside
-
-if TYPE_CHECKING:
-    import pandas as pd
+from gl_core.datasets.version import data_version
 
 __all__ = ["PackedImages", "find_packs", "open_pack", "pack", "pack_bytes", "verify"]
 
-FORMAT, VERSION = "gl_core pack", 1
+FORMAT = "gl_core pack 2"
 HEADER = 4096
 CHUNK = 64
+AGAIN = "write it again by `glbook data pack`"
 
 
 @dataclass(frozen=True)
 class PackedImages:
-    """`array` maps the file: nothing is read until it is used. Its rows are those of `table`, of all splits."""
+    """`array` maps the file: nothing is read until it is used. Its rows are those of the data set, of all splits."""
 
     path: Path
     array: UInt8[np.ndarray, "n height width 3"]
-    table: "pd.DataFrame"
-    class_names: list[str]
-    name: str
-    sha256: str
+    data_version: str
 
     def __reduce__(self):
         # To worker processes goes the name of the file, not what is in it.
         return open_pack, (self.path,)
 
 
-def find_packs(root: Path, dataset: RetrievalDataset) -> dict[tuple[int, int], PackedImages]:
-    """The packs `NAME-HEIGHTxWIDTH.pack` in the folder of a data set, by (height, width).
-
-    Raises ValueError, naming it, for a pack of other images.
-    """
-    packs = {}
+def find_packs(root: Path, dataset: RetrievalDataset) -> tuple[dict[tuple[int, int], PackedImages], dict[str, str]]:
+    """The packs `NAME-HEIGHTxWIDTH.pack` in the folder of a data set: those made from what it holds now, by (height,
+    width), and why the others are not used, by name."""
+    packs, unused = {}, {}
     for path in sorted(root.glob(f"{dataset.name}-*x*.pack")):
-        opened = open_pack(path)
-        if not opened.table["path"].equals(dataset.table["path"]):
-            raise ValueError(f"{path}: holds other images than the data set: write it again by `glbook data pack`")
-        packs[opened.array.shape[1:3]] = opened
-    return packs
+        try:
+            opened = open_pack(path)
+        except (OSError, ValueError) as error:
+            unused[path.name] = f"is not used: {error}"
+            continue
+        if opened.data_version == data_version(dataset):
+            packs[opened.array.shape[1:3]] = opened
+        else:
+            unused[path.name] = f"is not used: it was made from other images or labels: {AGAIN}"
+    return packs, unused
 
 
 def pack_bytes(dataset: RetrievalDataset, height: int, width: int) -> int:
@@ -74,15 +72,14 @@ def pack(
 ) -> None:
     """Write all images of a data set, as `decode` makes them, to `path`.
 
-    Raises ValueError, naming it, for an image that cannot be read, and OSError where the file cannot be written.
+    Raises:
+        ValueError: an image cannot be read; names it.
+        OSError: the file cannot be written.
     """
     from tqdm import tqdm
 
-    digest = hashlib.sha256()
-    n = len(dataset)
-    parquet = io.BytesIO()
-    dataset.table.to_parquet(parquet)
-    with written_aside(path) as file, tqdm(total=n, desc=path.name, unit=" images", disable=not progress) as bar:
+    version, digest, n = data_version(dataset), hashlib.sha256(), len(dataset)
+    with atomic_write(path) as file, tqdm(total=n, desc=path.name, unit=" images", disable=not progress) as bar:
         file.write(b" " * HEADER)
         for start in range(0, n, CHUNK):
             rows = range(start, min(start + CHUNK, n))
@@ -90,13 +87,14 @@ def pack(
             digest.update(block)
             file.write(block)
             bar.update(len(rows))
-        digest.update(parquet.getvalue())
-        file.write(parquet.getvalue())
-        names = json.dumps(dataset.class_names).encode()
-        digest.update(names)
-        file.write(names)
-        header = {"format": FORMAT, "version": VERSION, "name": dataset.name, "shape": [n, height, width, 3]}
-        header |= {"table": parquet.tell(), "class_names": len(names), "sha256": digest.hexdigest()}
+        if data_version(dataset) != version:
+            raise ValueError(f"{dataset!r} changed while it was packed: {AGAIN}")
+        header = {
+            "format": FORMAT,
+            "data_version": version,
+            "shape": [n, height, width, 3],
+            "sha256": digest.hexdigest(),
+        }
         file.seek(0)
         file.write(json.dumps(header).encode().ljust(HEADER - 1) + b"\n")
 
@@ -104,29 +102,26 @@ def pack(
 def open_pack(path: Path) -> PackedImages:
     """A pack, its images mapped into memory.
 
-    Raises ValueError, naming it, for a file that is no pack, is of another version or is cut off; `verify` reads all of it.
+    Raises:
+        ValueError: the file is no pack, is of another version or is cut off; `verify` reads all of it.
     """
-    import pandas as pd
-
     header = _header(path)
-    shape = tuple(header["shape"])
-    with path.open("rb") as file:
-        file.seek(HEADER + int(np.prod(shape)))
-        table = pd.read_parquet(io.BytesIO(file.read(header["table"])))
-        class_names = json.loads(file.read(header["class_names"]))
-    array = np.memmap(path, np.uint8, "r", HEADER, shape)
-    return PackedImages(path, array, table, class_names, header["name"], header["sha256"])
+    return PackedImages(path, np.memmap(path, np.uint8, "r", HEADER, tuple(header["shape"])), header["data_version"])
 
 
 def verify(path: Path) -> None:
-    """Raises ValueError if the content of a pack is not what was written."""
+    """Read all of a pack.
+
+    Raises:
+        ValueError: its content is not what was written.
+    """
     header, digest = _header(path), hashlib.sha256()
     with path.open("rb") as file:
         file.seek(HEADER)
         while block := file.read(2**20):
             digest.update(block)
     if digest.hexdigest() != header["sha256"]:
-        raise ValueError(f"{path}: is damaged (its checksum is another): write it again by `glbook data pack`")
+        raise ValueError(f"{path}: is damaged (its checksum is another): {AGAIN}")
 
 
 def _header(path: Path) -> dict:
@@ -136,10 +131,8 @@ def _header(path: Path) -> dict:
         except ValueError:
             header = None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise ValueError(f"{path}: is no pack of images: write one by `glbook data pack`")
-    if header["version"] != VERSION:
-        raise ValueError(f"{path}: is a pack of version {header['version']}, must be {VERSION}: write it again")
-    size = HEADER + int(np.prod(header["shape"])) + header["table"] + header["class_names"]
+        raise ValueError(f"{path}: is no pack of images, or of another version: {AGAIN}")
+    size = HEADER + math.prod(header["shape"])
     if path.stat().st_size != size:
-        raise ValueError(f"{path}: holds {path.stat().st_size} of {size} bytes: write it again by `glbook data pack`")
+        raise ValueError(f"{path}: holds {path.stat().st_size} of {size} bytes: {AGAIN}")
     return header

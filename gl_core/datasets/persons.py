@@ -1,14 +1,12 @@
 """What the data sets of re-identification share: a file name says who is seen by which camera."""
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gl_core.datasets.archive import SUFFIXES
+from gl_core.datasets.archive import Folder
 from gl_core.datasets.base import JUNK, ImageSource, RetrievalDataset, tabulate
-from gl_core.datasets.listed import ImagesBelow
 
 __all__ = ["FOLDERS", "from_folders", "from_parts"]
 
@@ -19,23 +17,26 @@ NAME = re.compile(r"(-1|\d+)_c(\d+)")
 
 
 def from_folders(name: str, folder: Path) -> RetrievalDataset:
-    """The data set of three folders, whose files are named by person and camera. Hidden files are passed over.
+    """The data set of three folders, whose files are named by person and camera.
 
-    Raises ValueError for an image that has another name.
+    Raises:
+        ValueError: an image has another name.
     """
-    paths, persons, cameras, parts = [], [], [], []
+    paths, persons, cameras, parts, left_out = [], [], [], [], {}
     for part in FOLDERS:
-        for file in sorted(os.listdir(folder / part)):
-            if file.startswith(".") or Path(file).suffix.lower() not in SUFFIXES:
-                continue
+        files = Folder(folder / part)
+        left_out |= {f"{part}/{path}": reason for path, reason in files.left_out.items()}
+        for file in files.names:
             match = NAME.match(file)
             if match is None:
-                raise ValueError(f"{folder / part / file}: the name must begin with person and camera, as 0002_c1")
+                raise ValueError(f"{files.where(file)}: the name must begin with person and camera, as 0002_c1")
             paths.append(f"{part}/{file}")
             persons.append(match[1])
             cameras.append(int(match[2]))
             parts.append(part)
-    return from_parts(name, paths, persons, cameras, parts, ImagesBelow(folder))
+    dataset = from_parts(name, paths, persons, cameras, parts, Folder(folder, search=False))
+    dataset.left_out = left_out
+    return dataset
 
 
 def from_parts(
@@ -47,10 +48,19 @@ def from_parts(
     images: ImageSource,
     **columns: Sequence[Any],
 ) -> RetrievalDataset:
-    """The data set of images with a person ("-1" is junk), a camera, and one of `FOLDERS` as their part. `columns` say what else
-    is known of each.
+    """The data set of images of persons.
 
-    Raises ValueError for junk outside the gallery, and for a person who is trained on and tested.
+    Args:
+        name: of the data set.
+        paths: of the images.
+        persons: whom each shows; "-1" is junk.
+        cameras: which camera took each, from 1.
+        parts: one of `FOLDERS` for each.
+        images: where they come from.
+        columns: what else is known of each.
+
+    Raises:
+        ValueError: junk outside the gallery, or a person who is trained on and tested.
     """
     for path, person, part in zip(paths, persons, parts, strict=True):
         if person == "-1" and part != FOLDERS[2]:

@@ -41,9 +41,14 @@ def judge(
     - They are not, and the table has cameras: `reid_metrics`.
     - They are not, and there are no cameras: `retrieval_metrics` of the queries in the gallery.
 
-    `distances` (of the queries to the gallery, in the order of the table) take the place of `metric`. With `cluster`,
-    `clustering_metrics` of all images that are searched or search are added, except in re-identification, whose galleries hold
-    junk and distractors. With `shared` the processes of `gl_core.distributed` share out the queries.
+    Args:
+        embeddings: row i is that of image i.
+        dataset: its table says which images are queries and which are searched.
+        metric: "cosine" or "euclidean".
+        distances: of the queries to the gallery, in the order of the table, in place of those by `metric`.
+        cluster: add `clustering_metrics` of all images that are searched or search, except in re-identification, whose
+            galleries hold junk and distractors.
+        shared: the processes of `gl_core.distributed` share out the queries.
     """
     labels = torch.from_numpy(dataset.labels)
     parts = query_and_gallery(dataset)
@@ -65,5 +70,5 @@ def judge(
 
 
 def headline(metrics: dict[str, float]) -> tuple[str, str]:
-    """The two metrics by which results are compared: the first neighbour, and the mean over all positives."""
+    """The names of the two metrics by which results are compared: of the first neighbour, and of all positives."""
     return ("Rank-1", "mAP") if "mAP" in metrics else ("R@1", "MAP@R")

@@ -30,10 +30,10 @@ MOST_WORKERS = 16
 class ImageStore:
     """The images of a data set as uint8 tensors of one size, (n, 3, height, width).
 
-    Each image is scaled until it just covers `resize`, keeping its aspect, and its centre of `size` is kept; or, without
-    `keep_aspect`, it is stretched to `resize` first. The set is decoded once and held: on the device if it fits there, otherwise
-    in the memory of the host if it fits there. What fits nowhere is decoded by batches, by worker processes that are ahead
-    of their use.
+    Each image is scaled until it just covers `resize`, keeping its aspect, and its centre of `size` is kept; or,
+    without `keep_aspect`, it is stretched to `resize` first. The set is decoded once and held: on the device if it fits
+    there, otherwise in the memory of the host if it fits there. What fits nowhere is decoded by batches, by worker
+    processes that are ahead of their use.
 
     Args:
         dataset: where the images come from.
@@ -41,11 +41,13 @@ class ImageStore:
         resize: pixels of the shorter side before the centre is cut out; `size` if not given.
         keep_aspect: cut off what does not fit the shape of `size`; otherwise squeeze it in, as re-identification does.
         device: where batches are used.
-        memory: bytes that the decoded images may take, on the device and on the host; `devices.memory_budget` if not given.
+        memory: bytes that the decoded images may take, on the device and on the host; `devices.memory_budget` if not
+            given.
         workers: processes that decode; None: one a processor core, at most 16; 0: threads of this process.
         progress: show a bar while decoding.
 
-    A program that trains from worker processes must be safe to import: `if __name__ == "__main__":` around what it does.
+    A program that trains from worker processes must be safe to import: `if __name__ == "__main__":` around what it
+    does.
     """
 
     def __init__(
@@ -73,7 +75,7 @@ class ImageStore:
         self.workers = min(devices.cpu_count(), MOST_WORKERS) if workers is None else workers
         self.labels = torch.as_tensor(dataset.labels).to(device)
         self._pictures = _Pictures(dataset, self.size, self.resize / shorter, keep_aspect)
-        self._loader: tuple[DataLoader, _Batches] | None = None
+        self._loader: tuple[DataLoader, list[list[int]]] | None = None
         self._held = None
         need = len(dataset) * 3 * math.prod(self.size)
         for home in dict.fromkeys([device, CPU]):
@@ -93,7 +95,7 @@ class ImageStore:
         return self
 
     def batches(self, indices: Iterable[list[int]]) -> Iterator[tuple[UInt8[Tensor, "n 3 h w"], Int[Tensor, " n"]]]:
-        """Images and labels of each list of indices, in turn, on the device; the next are made ready while these are used.
+        """Images and labels of each list of indices, on the device; the next are made ready while these are used.
 
         Where worker processes decode, one pass over batches ends before the next begins.
         """
@@ -125,12 +127,12 @@ class ImageStore:
     def _loaded(self, indices: list[list[int]]) -> Iterator[UInt8[Tensor, "n 3 h w"]]:
         """Batches from worker processes, which stay for the next pass."""
         if self._loader is None:
-            order = _Batches()
+            order: list[list[int]] = []
             loader = DataLoader(
                 self._pictures,
-                batch_sampler=order,
+                sampler=order,  # filled anew for each pass, so that the workers can stay
+                batch_size=None,  # each item of the sampler is a batch
                 num_workers=self.workers,
-                collate_fn=_as_it_is,
                 pin_memory=self.device.type == "cuda",
                 persistent_workers=True,
                 # Its workers' seeds, which nothing uses, would otherwise be drawn from the global state.
@@ -140,7 +142,7 @@ class ImageStore:
             )
             self._loader = loader, order
         loader, order = self._loader
-        order.lists = indices
+        order[:] = indices
         for images in loader:
             if isinstance(images, Exception):
                 raise images
@@ -166,28 +168,12 @@ class _Pictures(Dataset):
             image = Image.fromarray(packed.array[self.dataset.rows[int(index)]])
         return np.asarray(_fitted(image, self.box, self.size, self.keep_aspect))
 
-    def __getitems__(self, indices: list[int]) -> UInt8[Tensor, "n 3 h w"] | ValueError:
-        """A batch, or the error of an image that cannot be read: raised here it would reach the user as two tracebacks."""
+    def __getitem__(self, indices: list[int]) -> UInt8[Tensor, "n 3 h w"] | ValueError:
+        """A batch, or the error of an image that cannot be read: raised here, users would see two tracebacks."""
         try:
             return _stack([self.array(index) for index in indices])
         except ValueError as error:
             return error
-
-
-class _Batches:
-    """A batch sampler whose lists of indices are set anew for each pass, so that worker processes can stay."""
-
-    lists: list[list[int]] = []
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.lists)
-
-    def __len__(self) -> int:
-        return len(self.lists)
-
-
-def _as_it_is(batch):
-    return batch
 
 
 def _stack(arrays: list[UInt8[np.ndarray, "h w 3"]]) -> UInt8[Tensor, "n 3 h w"]:
@@ -196,7 +182,7 @@ def _stack(arrays: list[UInt8[np.ndarray, "h w 3"]]) -> UInt8[Tensor, "n 3 h w"]
 
 
 def _threaded(pictures: _Pictures, indices: list) -> Iterator[UInt8[Tensor, "n 3 h w"]]:
-    """Decoded batches; while one is used the next is decoded. Threads suffice to read once: PIL decodes outside the GIL."""
+    """Decoded batches; while one is used the next is decoded. Threads suffice, as PIL decodes outside the GIL."""
     with ThreadPoolExecutor() as threads:
         waiting = [threads.submit(pictures.array, i) for i in indices[0]] if len(indices) else []
         for following in [*indices[1:], []] if len(indices) else []:

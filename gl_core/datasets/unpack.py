@@ -1,16 +1,16 @@
-"""Archives of data sets onto the disk: nothing outside the folder, no links, no more than was announced, nothing executed."""
+"""Archives of data sets onto the disk: nothing outside the folder, no links, no more than was announced."""
 
+import io
 import os
 import shutil
 import stat
 import tarfile
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import IO
 
 __all__ = ["unpack"]
 
@@ -18,17 +18,28 @@ __all__ = ["unpack"]
 def unpack(archive: Path, folder: Path, most_bytes: int) -> None:
     """The files of a tar or zip below `folder`, which they reach only when all are unpacked.
 
-    Raises ValueError, naming the member, for a name that leads out of the folder, a link or a device, and for an archive that is
-    damaged or larger than `most_bytes` once unpacked; OSError where it cannot be written.
+    `tarfile`'s own filters would let links through, and neither tarfile nor zipfile counts what it writes.
+
+    Args:
+        archive: the tar or zip.
+        folder: what is unpacked goes here; made if need be.
+        most_bytes: the size of all files together at most.
+
+    Raises:
+        ValueError: a name leads out of the folder, a member is a link or a device, or the archive is damaged or larger
+            than `most_bytes` once unpacked.
+        FileExistsError: what is in the archive is in the folder already.
+        OSError: it cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=folder, prefix=f".{archive.name}."))
+    aside = folder / f".{archive.name}.unpacking"
+    shutil.rmtree(aside, ignore_errors=True)  # of an attempt that was cut off
+    aside.mkdir(parents=True)
     try:
         left = most_bytes
         with ExitStack() as stack:
             for name, content in _members(archive, stack):
                 path = PurePosixPath(name.replace("\\", "/"))
-                if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+                if not path.parts or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
                     raise ValueError(f"{archive}: {name!r} leads out of the folder: the archive is refused")
                 target = aside / path
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -37,21 +48,21 @@ def unpack(archive: Path, folder: Path, most_bytes: int) -> None:
                     while block := content.read(min(2**20, left + 1)):
                         left -= len(block)
                         if left < 0:
-                            raise ValueError(
-                                f"{archive}: unpacks to more than {most_bytes} bytes: the archive is refused"
-                            )
+                            raise ValueError(f"{archive}: unpacks to more than {most_bytes} bytes: is refused")
                         file.write(block)
-        for unpacked in sorted(aside.iterdir()):
-            if (folder / unpacked.name).is_dir():
-                shutil.rmtree(folder / unpacked.name)
-            os.replace(unpacked, folder / unpacked.name)
+        unpacked = sorted(path.name for path in aside.iterdir())
+        for name in unpacked:
+            if os.path.lexists(folder / name):
+                raise FileExistsError(f"{folder / name}: is there already, and in {archive} too: move it away")
+        for name in unpacked:
+            os.rename(aside / name, folder / name)
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise ValueError(f"{archive}: the archive is damaged or cut off ({error})") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _members(archive: Path, stack: ExitStack) -> Iterator[tuple[str, BinaryIO]]:
+def _members(archive: Path, stack: ExitStack) -> Iterator[tuple[str, IO[bytes]]]:
     if zipfile.is_zipfile(archive):
         opened = stack.enter_context(zipfile.ZipFile(archive))
         for member in opened.infolist():
@@ -67,4 +78,4 @@ def _members(archive: Path, stack: ExitStack) -> Iterator[tuple[str, BinaryIO]]:
         if not (member.isreg() or member.isdir()):
             raise ValueError(f"{archive}: {member.name!r} is a link or device: the archive is refused")
         if member.isreg():
-            yield member.name, opened.extractfile(member)
+            yield member.name, opened.extractfile(member) or io.BytesIO()

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from gl_core._extras import require
+from gl_core._files import write_atomically
 from gl_core.datasets import RetrievalDataset
 from gl_core.datasets.catalogue import CATALOGUE
 from gl_core.datasets.protocol import query_and_gallery
@@ -108,8 +109,8 @@ def save(path: str | os.PathLike, model: EmbeddingNet, card: dict[str, Any]) -> 
     content = serialise({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()})
     card = card | {"format": FORMAT, "weights": weights.name, "sha256": hashlib.sha256(content).hexdigest()}
     text = json.dumps(records.rounded(card), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-    records.write_atomically(weights, content)
-    records.write_atomically(described, text.encode())
+    write_atomically(weights, content)
+    write_atomically(described, text.encode())
     return weights
 
 

@@ -1,4 +1,4 @@
-"""What suits which data set, backbone and profile, and the published settings by name; `Config.resolve` looks them up."""
+"""What suits which data set, backbone and profile, and the published settings; `Config.resolve` looks them up."""
 
 from typing import Any
 
@@ -54,8 +54,8 @@ BY_PROFILE: dict[tuple[str, str], dict[str, Any]] = {
     ("glyphs_reid_half", "quick"): {"epochs": 1},
 }
 
-# The authors' released code: train.py, train_finetune.py, dataset/utils.py. They train batch normalisation along, and pick the
-# epoch on the test set, which no preset does: the last epoch counts.
+# The authors' released code: train.py, train_finetune.py, dataset/utils.py. They train batch normalisation too, and
+# pick the epoch on the test set, which no preset does: the last epoch counts.
 _AUTHORS = {
     "backbone": "bn_inception",
     "image_size": 227,
@@ -105,9 +105,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": 6.08e-4,
         "weight_decay": 5.27e-12,
     },
-    # Luo et al., "Bag of Tricks and a Strong Baseline for Deep Person Re-identification", CVPRW 2019, with the Group Loss in
-    # the place of the triplet loss. RAdam stands for Adam with its warm-up; of their two steps of the learning rate (after epochs
-    # 40 and 70) there is the first; no label smoothing, no centre loss.
+    # Luo et al., "Bag of Tricks and a Strong Baseline for Deep Person Re-identification", CVPRW 2019, with the Group
+    # Loss in the place of the triplet loss. RAdam stands for Adam with its warm-up; of their two steps of the learning
+    # rate (after epochs 40 and 70) there is the first; no label smoothing, no centre loss.
     "reid": _PEDESTRIANS
     | {
         "dataset": "market1501",

@@ -1,9 +1,9 @@
 """The record of a run: what was done, by which code, where and when, and what came out.
 
-A record is one small JSON file, written whole or not at all, and never changed. Records of the book's build, of tests and of
-trials go to `_build/results`, which git ignores; only a run that is asked to be kept goes to `data/results`, with its purpose:
-`final`, a result that pages may cite, or `tuning`, a step on the way to one. One file a run, so that git merges the records of
-two people without conflict.
+A record is one small JSON file, written whole or not at all, and never changed. Records of the book's build, of tests
+and of trials go to `_build/results`, which git ignores; only a run that is asked to be kept goes to `data/results`,
+with its purpose: `final`, a result that pages may cite, or `tuning`, a step on the way to one. One file a run, so that
+git merges the records of two people without conflict.
 """
 
 import hashlib
@@ -11,15 +11,16 @@ import json
 import os
 import platform
 import subprocess
-import tempfile
+import warnings
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    pass
+from gl_core._files import write_atomically
+from gl_core.training.version import RESULTS_VERSION
 
 __all__ = [
     "PURPOSES",
@@ -31,16 +32,17 @@ __all__ = [
 ]
 
 PURPOSES = ("final", "tuning")
+PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def project_root() -> Path:
     """The folder of the book: the nearest one, from the working directory upwards, that holds `_config.yml` and `book`.
 
-    Without one (the library was installed on its own) the folder around the package if that is the book, else the working
-    directory.
+    Without one (the library was installed on its own) the folder around the package if that is the book, else the
+    working directory.
     """
     here = Path.cwd()
-    for folder in (here, *here.parents, Path(__file__).resolve().parents[1]):
+    for folder in (here, *here.parents, PACKAGE.parent):
         # A built copy of the book lies inside the book; its folder has no configuration.
         if (folder / "_config.yml").is_file() and (folder / "book").is_dir():
             return folder
@@ -69,6 +71,7 @@ def new_record(*, chapter: str, config: dict[str, Any], device: str, keep: str |
     dataset, method, seed = (config.get(name) for name in ("dataset", "method", "seed"))
     # Paths say where files lay on one machine; they are no part of what was done.
     config = {name: value for name, value in config.items() if name not in ("data_root", "weights")}
+    sweep = json.loads(os.environ.get("GLBOOK_SWEEP", "{}"))
     return {
         "run_id": f"{created:%Y%m%d-%H%M%S}-{dataset}-{method}-{seed}-{os.urandom(3).hex()}",
         "created": created.isoformat(),
@@ -82,24 +85,34 @@ def new_record(*, chapter: str, config: dict[str, Any], device: str, keep: str |
         "purpose": keep,
         # Which command started the run, where one did: it finds the record by this among those of others.
         "session": os.environ.get("GLBOOK_RUN"),
-        # The key of a run of a sweep and what it was made of (see `glbook.sweeps.keys`).
-        "sweep": json.loads(os.environ.get("GLBOOK_SWEEP", "null")),
+        # Of a run of a sweep, what it is known by (see `glbook.sweeps.keys`).
+        "key": sweep.get("key"),
+        "data_version": sweep.get("data_version"),
+        "results_version": RESULTS_VERSION,
         "config": config,
         "versions": versions(),
     }
 
 
-def write_record(record: dict[str, Any], folder: Path | None = None) -> Path:
-    """Write a record as `<run_id>.json`, whole or not at all. Returns its path.
+def write_record(record: dict[str, Any], folder: Path | None = None, name: str | None = None) -> Path:
+    """Write a record, whole or not at all.
 
-    `folder` is `results_folder(record["purpose"])` if not given; in a run of a sweep it is one from where the sweep takes the
-    record when the run has ended well. Raises OSError, with nothing left behind, where it cannot be
-    written, and FileExistsError if there is a record of that id.
+    Args:
+        record: see `new_record`.
+        folder: `results_folder(record["purpose"])` if not given; in a run of a sweep one from where the sweep takes the
+            record when the run has ended well.
+        name: of the file, `<run_id>.json` if not given.
+
+    Returns:
+        Its path.
+
+    Raises:
+        FileExistsError: there is such a file.
+        OSError: it cannot be written; nothing is left behind.
     """
     if folder is None:
-        folder = os.environ.get("GLBOOK_RECORDS") or results_folder(record.get("purpose"))
-    folder = Path(folder)
-    path = folder / f"{record['run_id']}.json"
+        folder = Path(os.environ.get("GLBOOK_RECORDS") or results_folder(record.get("purpose")))
+    path = folder / (f"{record['run_id']}.json" if name is None else name)
     text = json.dumps(rounded(record), indent=1, allow_nan=False) + "\n"
     try:
         write_atomically(path, text.encode(), overwrite=False)
@@ -108,32 +121,25 @@ def write_record(record: dict[str, Any], folder: Path | None = None) -> Path:
     return path
 
 
-def write_atomically(path: Path, content: bytes, *, overwrite: bool = True) -> None:
-    """Write a file that other processes see whole or not at all. Raises OSError and leaves nothing behind if that fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(aside, 0o644)
-        if overwrite:
-            os.replace(aside, path)
-        else:
-            os.link(aside, path)
-    finally:
-        Path(aside).unlink(missing_ok=True)
+def read_records(root: str | os.PathLike | None = None) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The records under a folder as they were written, with their paths; a broken one is passed over with a warning."""
+    root = results_folder("final") if root is None else Path(root)
+    for path in sorted(root.rglob("*.json")):
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            warnings.warn(f"{path}: passed over, as the record is broken ({error})", stacklevel=2)
+            continue
+        if isinstance(record, dict) and "run_id" in record:
+            yield path, record
 
 
 @cache
 def commit() -> str | None:
-    """The commit that the code was at, with "-dirty" behind it if library or chapters were changed since; None outside git."""
+    """The commit of the code, with "-dirty" behind it if library or chapters were changed since; None outside git."""
 
     def git(*words: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", Path(__file__).parent, *words], capture_output=True, text=True, check=True, timeout=30
-        )
+        done = subprocess.run(["git", "-C", PACKAGE, *words], capture_output=True, text=True, check=True, timeout=30)
         return done.stdout.strip()
 
     try:
@@ -146,10 +152,9 @@ def commit() -> str | None:
 @cache
 def code_hash() -> str:
     """A hash of the library's source: two runs with the same one ran the same code, whatever their commits."""
-    package = Path(__file__).parent
     digest = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
-        digest.update(f"{path.relative_to(package).as_posix()}\0".encode() + path.read_bytes())
+    for path in sorted(PACKAGE.rglob("*.py")):
+        digest.update(f"{path.relative_to(PACKAGE).as_posix()}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 

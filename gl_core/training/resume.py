@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from gl_core import distributed
+from gl_core._files import write_atomically
 from gl_core.training import records
 from gl_core.training.config import Config
 from gl_core.training.version import RESULTS_VERSION
@@ -37,7 +38,7 @@ def save(checkpoint: Path | None, state: dict[str, Any], history: list[dict[str,
     content = io.BytesIO()
     parts = {name: part.state_dict() for name, part in state.items() if part is not None}
     torch.save(parts | {"history": history, "seconds": seconds}, content)
-    records.write_atomically(checkpoint, content.getvalue())
+    write_atomically(checkpoint, content.getvalue())
 
 
 def load(checkpoint: Path | None, state: dict[str, Any]) -> tuple[list[dict[str, float]], float]:

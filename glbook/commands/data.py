@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from glbook.commands import a_path
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -16,7 +18,7 @@ __all__ = ["add_commands"]
 
 
 def add_commands(parser: argparse.ArgumentParser) -> None:
-    """Give `parser` the four subcommands; each sets `command`, a function of the options that returns the exit status."""
+    """Give the parser of `glbook data` its four commands."""
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, function, text in (
         ("list", _list, "List the data sets: licence, images, how to get them."),
@@ -30,7 +32,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
             continue
         added.add_argument("name", metavar="NAME", help="cub, cars196, sop, ...")
         added.add_argument(
-            "--root", type=Path, metavar="DIR", help="the folder of the data set (data/NAME of the book)"
+            "--root", type=a_path, metavar="DIR", help="the folder of the data set (data/NAME of the book)"
         )
         if name == "pack":
             added.add_argument(
@@ -75,10 +77,7 @@ def _fetch(options: argparse.Namespace) -> int:
         return 0
     archive = entry.archive
     path = folder / archive.file
-    algorithm = "md5" if archive.md5 else "sha256"
-    found = fetch(archive.url, path, archive.md5, algorithm=algorithm)
-    if archive.md5 is None:
-        (folder / f"{archive.file}.sha256").write_text(f"{found}  {archive.file}\n")
+    fetch(archive.url, path, f"md5:{archive.md5}")
     with locked(folder / f".{options.name}.lock"):
         if not (folder / entry.expected).is_dir():
             print(f"unpacking {path} ...", file=sys.stderr)
@@ -124,9 +123,8 @@ def _pack(options: argparse.Namespace) -> int:
     dataset, folder = _loaded(options), _folder(options)
     path = folder / f"{options.name}-{height}x{width}.pack"
     need, free = pack_bytes(dataset, height, width), shutil.disk_usage(folder if folder.is_dir() else os.curdir).free
-    print(
-        f"{path}: {need / 1e9:.2f} GB for {len(dataset):,} images of {height} x {width} pixels; {free / 1e9:.0f} GB are free"
-    )
+    images = f"{len(dataset):,} images of {height} x {width} pixels"
+    print(f"{path}: {need / 1e9:.2f} GB for {images}; {free / 1e9:.0f} GB are free")
     if need > free:
         raise OSError(f"{path}: does not fit the disk")
     if not options.yes:

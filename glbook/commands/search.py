@@ -1,191 +1,233 @@
 """The commands `glbook embed` and `glbook search`: a trained network for a person's own images."""
 
 import argparse
-import os
+import contextlib
 import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
+    from gl_core.models import EmbeddingNet
     from glbook.search.gallery import Gallery
+    from glbook.search.image_files import Embedded
 
 __all__ = ["add_embed", "add_search"]
-
-# Unreadable files that are named one by one; of more the number is told.
-NAMED = 10
 
 
 def add_embed(parser: argparse.ArgumentParser) -> None:
     """Give the parser of `glbook embed` its arguments."""
-    _add_checkpoint(parser)
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGES", help="image files, and folders of them")
+    _add_network(parser)
     parser.add_argument(
-        "-o", "--output", required=True, type=Path, metavar="FILE",
-        help="FILE.parquet (path, embedding), or FILE.npy with the paths in FILE.txt, one a line",
+        "images", nargs="+", type=_path, metavar="IMAGES",
+        help="image files, and folders of them; further networks, NAME.safetensors, make an ensemble: their embeddings "
+        "are normalised and concatenated",
+    )  # fmt: skip
+    parser.add_argument(
+        "-o", "--output", required=True, type=_path, metavar="FILE",
+        help="FILE.parquet, with columns path and embedding, or FILE.npy with the list of paths in FILE.npy.json",
     )  # fmt: skip
 
 
 def add_search(parser: argparse.ArgumentParser) -> None:
     """Give the parser of `glbook search` its arguments."""
-    _add_checkpoint(parser)
-    parser.add_argument(
-        "queries", nargs="+", metavar="QUERY", help="image files, folders of them; - reads names from the input"
-    )
-    parser.add_argument("--gallery", required=True, type=Path, metavar="DIR", help="the folder to search")
+    _add_network(parser)
+    queries = parser.add_argument(
+        "queries", nargs="+", type=_path, metavar="QUERY",
+        help="image files, and folders of them; without any, or with -, they are read from the input, one a line",
+    )  # fmt: skip
+    # Not by nargs="*": with Python 3.11 that takes no query that stands behind an option.
+    queries.required = False
+    parser.add_argument("--gallery", required=True, type=_path, metavar="DIR", help="the folder to search")
     parser.add_argument("-k", type=int, default=10, metavar="N", help="images to find for each query (%(default)s)")
-    parser.add_argument("--figure", type=Path, metavar="FILE.png", help="draw the images that were found")
-    parser.epilog = (
-        "The first search leaves a process behind that has PyTorch loaded, so that the next one takes a fraction of a second; "
-        "it ends after ten minutes. GLBOOK_RESIDENT=0 in the environment: none; =60: an hour."
-    )
+    parser.add_argument("--figure", type=_path, metavar="FILE.png", help="draw the images that were found")
+    parser.epilog = "The index of the gallery is kept in your cache folder, and follows the images when they change."
 
 
-def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
+def _add_network(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "checkpoint", type=Path, metavar="CHECKPOINT", help="NAME.safetensors, with NAME.json beside it"
+        "network",
+        type=_path,
+        metavar="NETWORK",
+        help="NAME.safetensors, with NAME.json beside it: what a training leaves",
     )
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps (%(default)s)")
+    parser.add_argument("--strict", action="store_true", help="refuse images that cannot be read: leave none out")
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("must not be empty")
+    return Path(text)
 
 
 def embed(options: argparse.Namespace) -> int:
     """`glbook embed`: the exit status."""
-    if options.output.suffix not in (".npy", ".parquet"):
-        raise ValueError(f"-o {options.output}: must end in .parquet or .npy")
+    output = options.output
+    if output.suffix not in (".npy", ".parquet"):
+        raise ValueError(f"-o {output}: must end in .parquet or .npy")
+    if output.is_dir():
+        raise ValueError(f"-o {output}: is a folder")
     from tqdm import tqdm
 
     from gl_core import devices
-    from gl_core.training import checkpoints
+    from gl_core._extras import require
     from glbook.search.image_files import embed_files, find_images
 
+    if output.suffix == ".parquet":
+        require("pyarrow", extra="search")
+    more, paths = [], []
+    for path in options.images:
+        (more if path.suffix == ".safetensors" else paths).append(path)
+    if not paths:
+        raise ValueError("there is nothing to embed: must name images, or folders of them")
     device = devices.choose_device(options.device)
-    files = find_images(options.images)
-    model, card = checkpoints.load(options.checkpoint, device)
-    config, strategies = checkpoints.configuration(card), checkpoints.strategies(card)
+    files, left_out = find_images(paths)
+    networks = [_load(path, device) for path in (options.network, *more)]
     with tqdm(total=len(files), desc="embedding", unit=" images") as bar:
-        found = embed_files(model, config, files, strategies, progress=bar.update)
-    _name_unreadable({str(path): reason for path, reason in found.unreadable.items()}, len(files))
+        found = embed_files(networks, files, progress=bar.update)
+    _report_left_out(left_out | found.unreadable, options.strict)
     if not found.files:
         raise ValueError(f"none of the {len(files)} images can be read")
-    written = _write(options.output, found.embeddings, found.files)
-    print(f"{len(found.files):,} embeddings of {model.embedding_size} numbers: {' and '.join(map(str, written))}")
+    _write(output, found)
+    rows, columns = found.embeddings.shape
+    _print(f"{rows:,} embeddings of {columns} numbers: {output}")
     return 0
 
 
-def _write(path: Path, embeddings: "torch.Tensor", files: list[Path]) -> list[Path]:
+def _load(path: Path, device: "torch.device") -> tuple["EmbeddingNet", dict[str, Any]]:
+    from gl_core.training import checkpoints
+
+    model, card = checkpoints.load(path, device)
+    # By which messages name it: the file may have been renamed.
+    return model, card | {"weights": str(path)}
+
+
+def _write(path: Path, found: "Embedded") -> None:
     import io
+    import json
 
-    from gl_core.training.records import write_atomically
+    from gl_core._files import write_atomically
 
-    content, values = io.BytesIO(), embeddings.numpy()
+    content, values = io.BytesIO(), found.embeddings.numpy()
+    names = [str(file) for file in found.files]
     if path.suffix == ".npy":
         import numpy as np
 
         np.save(content, values)
-        names = path.with_suffix(".txt")
-        write_atomically(names, "".join(f"{file}\n" for file in files).encode("utf-8", "surrogateescape"))
-        write_atomically(path, content.getvalue())
-        return [path, names]
-    import pyarrow as pa
-    from pyarrow import parquet
+        path.unlink(missing_ok=True)  # never old embeddings beside new names
+        # In JSON, as a name may hold a new line, or bytes that are not UTF-8. Whoever has a NAME.json keeps it.
+        write_atomically(path.with_name(f"{path.name}.json"), (json.dumps(names, indent=0) + "\n").encode())
+    else:
+        import pyarrow as pa
+        from pyarrow import parquet
 
-    column = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
-    parquet.write_table(pa.table({"path": [str(file) for file in files], "embedding": column}), content)
+        # Parquet holds text in UTF-8: other bytes stand there as \xff.
+        names = [name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") for name in names]
+        column = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+        parquet.write_table(pa.table({"path": names, "embedding": column}), content)
     write_atomically(path, content.getvalue())
-    return [path]
 
 
 def search(options: argparse.Namespace) -> int:
     """`glbook search`: the exit status."""
     if options.k < 1:
         raise ValueError(f"-k {options.k}: must be 1 or more")
-    if options.figure is not None and "-" in options.queries:
+    given = options.queries or [Path("-")]
+    reads_input = Path("-") in given
+    if options.figure is not None and reads_input:
         raise ValueError(f"--figure {options.figure}: takes queries from the command line, not from the input")
     if options.figure is not None and options.figure.suffix not in (".png", ".pdf", ".svg"):
         raise ValueError(f"--figure {options.figure}: must end in .png, .pdf or .svg")
+    if reads_input and sys.stdin is None:
+        raise ValueError("the input is closed: must name the queries")
     from gl_core import devices
-    from gl_core.training import checkpoints
     from glbook.search.gallery import open_gallery
     from glbook.search.image_files import embed_files, find_images
 
-    device = devices.choose_device(options.device)
-    model, card = checkpoints.load(options.checkpoint, device)
+    network = _load(options.network, devices.choose_device(options.device))
 
     def embedded(paths: list[Path]) -> "torch.Tensor":
-        config, strategies = checkpoints.configuration(card), checkpoints.strategies(card)
-        found = embed_files(model, config, paths, strategies)
+        found = embed_files([network], paths)
         for path, reason in found.unreadable.items():
             raise ValueError(f"{path}: the query cannot be read ({reason})")
         return found.embeddings
 
-    paths = find_images([query for query in options.queries if query != "-"])
+    queries, left_out = find_images([path for path in given if path != Path("-")])
+    _report_left_out(left_out, options.strict)
     # A query that cannot be read is better refused before a large gallery is indexed.
-    vectors = embedded(paths) if paths else None
-    gallery, update = open_gallery(options.gallery, model, card, progress=True)
-    _name_unreadable(update.unreadable, len(gallery.names) + len(update.unreadable))
+    vectors = embedded(queries)
+    gallery, update = open_gallery(options.gallery, *network, say=_say, progress=True)
+    _report_left_out(update.unreadable, options.strict)
     if update.embedded or update.removed:
-        print(
-            f"{len(gallery.names):,} images; {update.embedded:,} new or changed, {update.removed:,} gone; index: {gallery.index}",
-            file=sys.stderr,
-        )
-    if paths:
-        hits = _hits(gallery, vectors, paths, options.k)
-        _print(gallery, paths, hits)
+        changes = f"{update.embedded:,} new or changed, {update.removed:,} gone"
+        _say(f"{len(gallery.names):,} images; {changes}; index: {gallery.index}")
+    if queries:
+        hits = _hits(gallery, vectors, queries, options.k)
+        _print_hits(gallery, queries, hits)
         if options.figure is not None:
-            _draw(gallery, paths, hits).savefig(options.figure, dpi=150)
-            print(f"figure: {options.figure}", file=sys.stderr)
-    if "-" in options.queries:
-        for line in sys.stdin:
-            if line.strip():
-                _answer(gallery, Path(line.rstrip("\n")).expanduser(), embedded, options.k)
+            _draw(gallery, queries, hits).savefig(options.figure, dpi=150)
+            _say(f"figure: {options.figure}")
+    for line in _lines() if reads_input else ():
+        # One that cannot be read does not end the others.
+        try:
+            queries, _ = find_images([line])
+            _print_hits(gallery, queries, _hits(gallery, embedded(queries), queries, options.k))
+        except (ValueError, FileNotFoundError) as error:
+            _say(f"glbook: {error}")
     return 0
 
 
-def _answer(gallery: "Gallery", path: Path, embedded, k: int) -> None:
-    """One query of many: one that cannot be read does not end the others."""
-    began = time.monotonic()
-    try:
-        vector = embedded([path])
-    except ValueError as error:
-        print(f"glbook: {error}", file=sys.stderr)
+def _lines() -> Iterator[str]:
+    """The lines of the input that are not empty; at a terminal there is a prompt."""
+    if sys.stdin.isatty() and sys.stdout is not None and sys.stdout.isatty():
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  lets `input` edit the line, and bring back earlier ones
+        with contextlib.suppress(EOFError):
+            while True:
+                if line := input("query> ").strip():
+                    yield line
+        _print("")
         return
-    _print(gallery, [path], _hits(gallery, vector, [path], k))
-    print(f"{time.monotonic() - began:.2f} s", file=sys.stderr, flush=True)
+    sys.stdin.reconfigure(errors="surrogateescape")
+    for line in sys.stdin:
+        if line := line.rstrip("\n"):
+            yield line
 
 
 def _hits(
     gallery: "Gallery", vectors: "torch.Tensor", queries: list[Path], k: int
 ) -> list[list[tuple[float, str]]]:  # fmt: skip
-    """For each query the similarity and the name of the images found; a query that lies in the gallery does not find itself."""
+    """For each query the similarities and names of the images found; one that lies in the gallery is not its own."""
     similarity, index = gallery.search(vectors, k + 1)
     found = []
     for path, values, rows in zip(queries, similarity.tolist(), index.tolist(), strict=True):
-        itself = os.path.relpath(path.resolve(), gallery.root.resolve())
-        pairs = [(value, gallery.names[row]) for value, row in zip(values, rows, strict=True) if row >= 0]
-        found.append([(value, name) for value, name in pairs if name != itself][:k])
+        left_out = (-1, gallery.row_of(path))
+        pairs = [(value, gallery.names[row]) for value, row in zip(values, rows, strict=True) if row not in left_out]
+        found.append(pairs[:k])
     return found
 
 
-def _print(gallery: "Gallery", queries: list[Path], hits: list[list[tuple[float, str]]]) -> None:
+def _print_hits(gallery: "Gallery", queries: list[Path], hits: list[list[tuple[float, str]]]) -> None:
     """A table for each query. Of Euclidean embeddings the similarity is minus the squared distance."""
     for path, found in zip(queries, hits, strict=True):
-        print(f"{path}\n{'':3}  similarity  path")
+        _print(path)
+        _print(f"{'':3}  similarity  path")
         for rank, (value, name) in enumerate(found, 1):
-            print(f"{rank:3}  {value:10.4f}  {gallery.root / name}")
-    sys.stdout.flush()
+            _print(f"{rank:3}  {value:10.4f}  {gallery.root / name}")
 
 
 def _draw(gallery: "Gallery", queries: list[Path], hits: list[list[tuple[float, str]]]):
     from PIL import Image
 
-    from gl_core.datasets.archive import to_rgb
+    from gl_core._files import printable
+    from gl_core.datasets.decoding import open_image
     from glbook.plots import retrieval_gallery
 
     def picture(path: Path) -> Image.Image:
-        with Image.open(path) as image:
-            shown = to_rgb(image)
+        shown = open_image(path)
         shown.thumbnail((256, 256))
         return shown
 
@@ -195,13 +237,29 @@ def _draw(gallery: "Gallery", queries: list[Path], hits: list[list[tuple[float, 
         [picture(path) for path in queries],
         neighbours,
         captions=captions,
-        titles=[path.name for path in queries],
+        titles=[printable(path.name) for path in queries],
     )
 
 
-def _name_unreadable(unreadable: dict[str, str], total: int) -> None:
-    if not unreadable:
-        return
-    for path, reason in list(unreadable.items())[:NAMED]:
-        print(f"glbook: {path}: cannot be read ({reason})", file=sys.stderr)
-    print(f"glbook: {len(unreadable):,} of {total:,} images cannot be read and are left out", file=sys.stderr)
+def _report_left_out(left_out: dict[Any, str], strict: bool) -> None:
+    """One line on the images that are left out; an error if none may be."""
+    from gl_core.datasets.base import describe_left_out
+
+    line = describe_left_out({str(path): reason for path, reason in left_out.items()})
+    if left_out and strict:
+        raise ValueError(f"--strict: {line}")
+    if left_out:
+        _say(f"glbook: {line}")
+
+
+def _print(line: object) -> None:
+    """Print a line without what a name of a file may do to a terminal."""
+    from gl_core._files import printable
+
+    print(printable(str(line)), flush=True)
+
+
+def _say(line: str) -> None:
+    from gl_core._files import printable
+
+    print(printable(line), file=sys.stderr, flush=True)

@@ -73,7 +73,7 @@ def tune(options: argparse.Namespace) -> int:
         for name, text in options.parameters
     }
     for method in options.methods:
-        notebooks.check_parameters("training", given | {"method": method})
+        notebooks.check_parameters("training", {"method": method} | given)
     for method in options.methods:
         study = tuning.tune(
             method, given, seed=options.seed, scheduler=options.scheduler, workers=options.workers, say=_say
@@ -87,16 +87,15 @@ def tune(options: argparse.Namespace) -> int:
 def _describe(plan: "Plan", options: argparse.Namespace) -> None:
     from glbook.sweeps import pool
     from glbook.sweeps.progress import Progress, duration
+    from glbook.sweeps.store import Store
 
-    made = pool.all_records()
-    states = pool.states(plan, made)
+    store, progress, count = Store(), Progress(plan.runs, pool.all_records()), Counter()
     for run in plan.runs:
-        print(f"{states[run.key]:8}{run.chapter} {run.name}")
-    count = Counter(states.values())
-    progress = Progress(plan.runs, made)
-    for run in plan.runs:
-        if states[run.key] == "done":
-            progress.skip(run)
+        state = store.state(run.key)
+        count[state] += 1
+        print(f"{state:8}{run.chapter} {run.name}")
+        if state == "done":
+            progress.end(run, made=False)
     print(f"\n{plan.name}: {len(plan.runs)} runs: " + ", ".join(f"{number} {state}" for state, number in count.items()))
     at_once = options.workers or pool.local_workers(plan)
     where = "on that cluster's workers" if options.scheduler else f"{at_once} at a time"

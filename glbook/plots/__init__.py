@@ -1,4 +1,5 @@
-"""The book's figures: one visual voice, colours that colour-blind readers can tell apart, a ground light in dark mode too.
+"""The book's figures: one visual voice, colours that colour-blind readers can tell apart, a ground light in dark mode
+too.
 
 Every function returns a matplotlib Figure that belongs to no global state: as the last value of a cell it is shown
 once. Where an `ax` can be passed, the drawing goes there (see `panels`), and the Figure that holds it is returned.

@@ -50,7 +50,12 @@ def show_batch(
 ) -> Figure:
     """A batch with one row a class; anchors are framed and marked with an A.
 
-    `class_names` is indexed by label; without it rows are named by the label.
+    Args:
+        images: n images (see `image_grid`).
+        labels: their classes.
+        class_names: indexed by label; without it rows are named by the label.
+        anchors: which images are anchors; none if not given.
+        size: inches of a side.
     """
     labels = as_array(labels)
     anchors = np.zeros(len(labels), bool) if anchors is None else as_array(anchors)
@@ -112,7 +117,7 @@ def retrieval_gallery(
             if right is not None:
                 _corner_sign(ax, "✓" if right else "✗", colour)
             if captions is not None:
-                ax.set_xlabel(captions[row][column], fontsize=7, labelpad=2)
+                ax.set_xlabel(captions[row][column], fontsize=8, labelpad=2)
     for ax, title in zip(np.delete(axes[0], 1), ["query", *map(str, range(1, k + 1))], strict=True):
         ax.set_title(title, fontsize=9, loc="center", pad=3)
     return figure
@@ -184,7 +189,7 @@ def as_pixels(image: Any) -> np.ndarray:
 
 def _corner_sign(ax: Axes, sign: str, colour: str) -> None:
     box = {"boxstyle": "square,pad=0.12", "facecolor": colour, "edgecolor": "none"}
-    ax.text(0.97, 0.04, sign, transform=ax.transAxes, ha="right", va="bottom", fontsize=7, color="white", bbox=box)
+    ax.text(0.97, 0.04, sign, transform=ax.transAxes, ha="right", va="bottom", fontsize=8, color="white", bbox=box)
 
 
 def _thumbnail(ax: Axes, image: Any, at: np.ndarray, colour: str, size: float) -> None:

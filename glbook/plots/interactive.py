@@ -1,7 +1,7 @@
-"""Figures that answer to the reader in the rendered book, and are still pictures wherever its scripts are not.
+"""Figures that the reader can move in the rendered book, and are still pictures wherever its scripts are not.
 
-The scripts lie in the book's `_static` folder. What they need is in the figure's own HTML, so nothing is fetched; the still
-picture inside is replaced when they start, and stays where they do not.
+The scripts lie in the book's `_static` folder. What they need is in the figure's own HTML, so nothing is fetched; the
+still picture inside is replaced when they start, and stays where they do not.
 """
 
 import base64
@@ -42,10 +42,18 @@ def simplex_playground(
 ) -> "HTML":
     """Replicator dynamics of a few images over three classes: similarities, starts and iterations can be moved.
 
-    One-hot rows of `assignments` are anchors; they are drawn as squares and stay where they are. `labels` (0, 1 or 2) give
-    each image its colour, `names` what it is called. `alt` says in words what the still picture shows, `caption` what to find.
+    Args:
+        similarity: (n, n).
+        assignments: where the images start, (n, 3). One-hot rows are anchors, drawn as squares, which stay where they
+            are.
+        labels: 0, 1 or 2; they give each image its colour.
+        names: what each image is called.
+        corners: what the classes are called.
+        alt: in words, what the still picture shows.
+        caption: what is to be found in the figure.
 
-    Raises ValueError if the shapes disagree.
+    Raises:
+        ValueError: if the shapes disagree.
     """
     import torch
 
@@ -85,13 +93,16 @@ def embedding_explorer(
 
     Args:
         maps: coordinates of the images, by the name of the map; the last is shown first.
-        neighbours: for each map, the positions of each image's nearest neighbours in the embedding itself, nearest first.
+        neighbours: for each map, the positions of each image's nearest neighbours in the embedding itself, nearest
+            first.
         labels: classes of the images, positions in `class_names`.
+        class_names: indexed by label.
         images: PIL images or arrays, one an image; small ones suffice.
         alt: in words, what the still picture shows.
         caption: what is to be found in the figure.
 
-    Raises ValueError if lengths disagree or a map has no neighbours.
+    Raises:
+        ValueError: if lengths disagree or a map has no neighbours.
     """
     labels = as_array(labels)
     if not maps or list(maps) != list(neighbours):
@@ -137,13 +148,15 @@ def embedding_film(
 
     Args:
         maps: coordinates of the images at each moment, of `glbook.projection.aligned_projections` for instance.
-        titles: what is said of each moment, its metrics among it.
+        titles: what is written above each moment, with its metrics for instance.
         labels: classes of the images, positions in `class_names`.
+        class_names: indexed by label.
         images: PIL images or arrays, one an image, small ones suffice; None shows points.
         alt: in words, what the still picture shows: a few moments side by side.
         caption: what is to be found in the figure.
 
-    Raises ValueError if lengths disagree.
+    Raises:
+        ValueError: if lengths disagree.
     """
     maps, labels = as_array(maps).astype(float), as_array(labels)
     if maps.ndim != 3 or maps.shape[2] != 2:

@@ -19,7 +19,13 @@ def similarity_heatmap(
     title: str | None = None,
     colorbar_label: str = "$W_{ij}$",
 ) -> Figure:
-    """A table of pairs of images, values in [0, 1], with lines between classes where `labels` are in order of class."""
+    """Similarities of pairs of images, with lines between classes.
+
+    Args:
+        similarity: (n, n), in [0, 1].
+        labels: classes, in order of class.
+        ax: where to draw; a new figure if not given.
+    """
     W = as_array(similarity)
     if W.ndim != 2 or W.shape[0] != W.shape[1]:
         raise ValueError(f"similarity has shape {W.shape}: must be square")
@@ -50,7 +56,12 @@ def assignments_heatmap(
 ) -> Figure:
     """Assignments, one row an image and one column a class; a ring marks the true class, an A stands before anchors.
 
-    `labels` are columns of `assignments`; `class_names` names the columns.
+    Args:
+        assignments: (n, C), in [0, 1].
+        labels: true classes, as columns of `assignments`.
+        class_names: of the columns.
+        anchors: which images are anchors.
+        ax: where to draw; a new figure if not given.
     """
     X = as_array(assignments)
     if X.ndim != 2:
@@ -70,7 +81,7 @@ def assignments_heatmap(
         size = np.clip(260 / len(X), 4, 60)
         ax.scatter(as_array(labels), range(len(X)), s=size, facecolors="none", edgecolors=WRONG, linewidths=0.9)
     if anchors is not None:
-        ax.set_yticks(range(len(X)), [f"A {i}" if a else str(i) for i, a in enumerate(as_array(anchors))], fontsize=7)
+        ax.set_yticks(range(len(X)), [f"A {i}" if a else str(i) for i, a in enumerate(as_array(anchors))], fontsize=8)
     if colorbar:
         ax.figure.colorbar(picture, ax=ax, label="$X_{ic}$", shrink=0.85)
     return ax.figure
@@ -86,8 +97,14 @@ def path_on_simplex(
 ) -> Figure:
     """How assignments to three classes move: rings where they start, dots after each iteration, larger ones at the end.
 
-    Every point of the triangle is a distribution over three classes; a corner is certainty. With `labels` (0, 1 or 2) a
-    path has the colour of its true class, which its corner has too. Images that never move (anchors) are squares.
+    Every point of the triangle is a distribution over three classes; a corner is certainty. Images that never move
+    (anchors) are squares.
+
+    Args:
+        paths: assignments after 0 to T iterations.
+        labels: 0, 1 or 2; they give a path and its corner the colour of its true class.
+        corners: what the classes are called.
+        ax: where to draw; a new figure if not given.
     """
     paths = as_array(paths)
     if paths.ndim != 3 or paths.shape[2] != 3:

@@ -92,9 +92,3 @@ def shortened(name: Any, length: int = 22) -> str:
     """A name cut to at most `length` characters, with an ellipsis where something is missing."""
     text = str(name)
     return text if len(text) <= length else text[: length - 1] + "…"
-
-
-def spoken(name: Any) -> str:
-    """A setting's name as it is said: num_anchors becomes "number of anchors", a method's underscore a space."""
-    text = str(name)
-    return f"number of {text[4:]}" if text.startswith("num_") else text.replace("_", " ")

@@ -18,7 +18,7 @@ def may_be_shown(dataset: "RetrievalDataset") -> bool:
 
 
 def thumbnails(dataset: "RetrievalDataset", indices: Iterable[int], *, size: int = 48) -> list["Image.Image"]:
-    """The images at these positions, at most `size` pixels a side; where they must not be shown, tiles with their class's name."""
+    """These images, at most `size` pixels a side; tiles with the class's name if they must not be shown."""
     if not may_be_shown(dataset):
         return [_tile(dataset.class_names[dataset.labels[i]], size) for i in indices]
     pictures = []

@@ -1,8 +1,8 @@
-"""Search in galleries that outgrow exact search: an inverted file of faiss, and how much of the exact answer it finds."""
+"""Search in galleries that outgrow exact search: an inverted file of faiss, and its recall against exact search."""
 
 import contextlib
-import json
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gl_core._extras import require
 from gl_core.evaluation import nearest_neighbours
-from gl_core.training import records
 
 __all__ = ["Approximate", "build", "open_index"]
 
@@ -28,7 +28,7 @@ A_LIST = 64
 class Approximate:
     """An inverted file: vectors in lists around centres, of which a query reads the nearest `lists_read`.
 
-    `recall` is the share of the exact 10 nearest that it found, averaged over a sample of the gallery when it was built.
+    `recall` is the share of the exact 10 nearest that it found, over a sample of the gallery when it was built.
     """
 
     index: Any
@@ -57,8 +57,7 @@ def build(embeddings: Float[np.ndarray, "n d"], metric: str) -> Approximate:
 
     Twice as many lists are read until the recall on the sample is high enough, or all are read.
     """
-    import faiss
-
+    faiss = require("faiss", extra="search")
     n, d = embeddings.shape
     lists = max(1, round(math.sqrt(n)))
     kind = faiss.METRIC_INNER_PRODUCT if metric == "cosine" else faiss.METRIC_L2
@@ -81,24 +80,23 @@ def build(embeddings: Float[np.ndarray, "n d"], metric: str) -> Approximate:
 
 
 def open_index(
-    folder: Path, number: int, embeddings: Float[np.ndarray, "n d"], metric: str, *, say: Callable[[str], object]
+    path: Path, embeddings: Float[np.ndarray, "n d"], metric: str, *, say: Callable[[str], object]
 ) -> Approximate:
-    """The inverted file kept for part `number` of an index; built, and kept, if it is not there. Says what recall it has."""
-    import faiss
-
-    path = folder / f"{number:06}.faiss"
-    found = None
-    with contextlib.suppress(OSError, ValueError, KeyError, RuntimeError):
-        settings = json.loads(path.with_suffix(".recall").read_text())
-        index = faiss.read_index(str(path))
+    """The inverted file at `path`, beside it its recall; built, and kept, if it is not there. Says its recall."""
+    faiss = require("faiss", extra="search")
+    beside, found = path.with_suffix(".recall"), None
+    with contextlib.suppress(OSError, ValueError, RuntimeError):
+        recall, index = float(beside.read_text()), faiss.read_index(str(path))
         if index.ntotal == len(embeddings):
-            found = Approximate(index, settings["lists_read"], settings["recall"], metric)
+            found = Approximate(index, index.nprobe, recall, metric)
     if found is None:
         say(f"{len(embeddings):,} images: building a faiss index ...")
         found = build(embeddings, metric)
-        records.write_atomically(path, faiss.serialize_index(found.index).tobytes())
-        settings = {"lists_read": found.lists_read, "recall": found.recall}
-        records.write_atomically(path.with_suffix(".recall"), json.dumps(settings).encode())
+        found.index.nprobe = found.lists_read
+        part = Path(f"{path}.part")
+        faiss.write_index(found.index, str(part))
+        os.replace(part, path)
+        beside.write_text(str(found.recall))
     say(
         f"approximate search by faiss: {found.lists_read} of {found.index.nlist} lists read, "
         f"recall@{NEIGHBOURS} {found.recall:.3f} against exact search"

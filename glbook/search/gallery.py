@@ -1,23 +1,27 @@
-"""An index of a folder of images: their embeddings, kept on disk, brought up to date with the files, searched.
+"""A folder of images that can be searched: their embeddings are kept on disk and brought up to date with the files.
 
-The index lies in the gallery itself, in `.glbook/<fingerprint of the network>`, or where that cannot be written in the user's
-cache. It is made of parts, each a table of files (JSON) and their embeddings (raw float32, rows in the order of the table). A part
-appears whole, its table last, and the newest part that names a file is right. So whatever was finished when a process dies is
-kept, and nothing half done is seen. Once all files are known the parts are merged into one.
+The index of a gallery lies in the user's cache folder, one for each network. A gallery may be read-only, and whatever
+lies in it is never taken for an index. Files and embeddings are tables of an SQLite database, to which images are added
+by the chunk, in one transaction: what was finished when a process is killed is kept, and nothing half done is seen. For
+the search the embeddings are copied into a file of raw float32, which is read in place.
 
-A file is known again by its size and its times. Where these have changed, or may not tell, its content decides, by a hash: what was
-only touched, moved or copied is not embedded again, and what was replaced by a file of the same size and time is.
+A file is known again by its size and its times. Where these have changed, or may not tell, a hash of its content
+decides: what was only touched, moved or copied is not embedded again, and what was replaced by a file of the same size
+and time is.
 """
 
 import contextlib
 import hashlib
 import json
 import os
+import re
+import sqlite3
 import sys
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,17 +31,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gl_core.datasets.archive import open_files
-from gl_core.datasets.download import locked
+from gl_core.datasets.cache import cache_folder, locked
 from gl_core.evaluation import nearest_neighbours
 from gl_core.evaluation.arrays import unit_rows
 from gl_core.models import EmbeddingNet
-from gl_core.training import checkpoints, records
+from gl_core.training import checkpoints
 from glbook.search import approximate
 from glbook.search.image_files import CHUNK, embed_files
 
-__all__ = ["Gallery", "Update", "index_folder", "open_gallery"]
+__all__ = ["Gallery", "Update", "open_gallery"]
 
-FOLDER = ".glbook"
 # Beyond this many images exact search takes longer than a person likes to wait, and faiss searches.
 EXACT_UP_TO = 200_000
 # Rows of the gallery that are compared at a time.
@@ -45,10 +48,19 @@ BLOCK = 16384
 # Nanoseconds within which a file system may give two writes the same time; FAT counts in twos of seconds.
 TICK = 2_000_000_000
 
+DATABASE = "index.sqlite"
+# state: size and times of a file, NULL if it is to be read again; content: hash of its bytes; fault: why it is no
+# image that can be read.
+SCHEMA = """
+PRAGMA page_size = 16384; -- for several embeddings on a page
+CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, state TEXT, content TEXT NOT NULL, fault TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS embeddings (content TEXT PRIMARY KEY, vector BLOB NOT NULL);
+"""
+
 
 @dataclass
 class Update:
-    """What it took to bring an index up to date: numbers of images."""
+    """What it took to bring an index up to date: numbers of images, and why images cannot be read."""
 
     embedded: int
     removed: int
@@ -57,24 +69,36 @@ class Update:
 
 @dataclass
 class Gallery:
-    """Images that can be searched: names relative to `root`, and their embeddings, row by row."""
+    """Images that can be searched: names relative to `root`, and their embeddings, row by row.
+
+    The embeddings have length 1 where the metric is the cosine. They stay on the disk: memory does not grow with them.
+    """
 
     root: Path
     index: Path
     names: list[str]
     embeddings: Float[np.ndarray, "n d"]
     metric: str
+    rows: dict[tuple[int, int], int]  # of the files, by device and inode
     fast: "approximate.Approximate | None" = None
 
     def search(self, queries: Float[Tensor, "q d"], k: int) -> tuple[Float[Tensor, "q k"], Int[Tensor, "q k"]]:
-        """The k most similar images of each query, best first, as `gl_core.evaluation.nearest_neighbours`; all if there are
-        fewer than k."""
+        """The k images most similar to each query, best first, as `gl_core.evaluation.nearest_neighbours`.
+
+        Args:
+            queries: embeddings by the same network.
+            k: number of images; if there are fewer, all are found.
+
+        Returns:
+            Their similarities and their rows, on the CPU.
+        """
         k = min(k, len(self.names))
+        queries = queries.cpu()
         queries = unit_rows(queries) if self.metric == "cosine" else queries
         if self.fast is not None:
             return self.fast.search(queries, k)
         similarity, index = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64)
-        # A block at a time: the embeddings stay on the disk, and what is read of them is soon given back.
+        # A block at a time: what is read of the disk is soon given back.
         for start in range(0, len(self.names), BLOCK):
             block = torch.from_numpy(self.embeddings[start : start + BLOCK])
             found = nearest_neighbours(queries, block, min(k, len(block)), metric=self.metric)
@@ -83,34 +107,10 @@ class Gallery:
             index = torch.cat([index, found[1] + start], 1).gather(1, order)
         return similarity, index
 
-
-def index_folder(root: Path, card: dict[str, Any]) -> tuple[Path, str | None]:
-    """Where the index of a gallery lies for a network, and, if it is not in the gallery, why not.
-
-    Raises OSError if neither the gallery nor the user's cache can be written.
-    """
-    name = checkpoints.fingerprint(card)
-    beside = root / FOLDER / name
-    try:
-        _try_to_write(beside)
-        return beside, None
-    except OSError as error:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "glbook"
-        aside = cache / hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16] / name
-        try:
-            _try_to_write(aside)
-        except OSError as too:
-            raise OSError(too.errno, f"neither {root} nor {cache} can be written, one must hold the index") from too
-        return aside, error.strerror
-
-
-def _try_to_write(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    probe = folder / f".probe-{os.getpid()}"
-    try:
-        probe.touch()
-    finally:
-        probe.unlink(missing_ok=True)
+    def row_of(self, path: Path) -> int | None:
+        """The row of the image that is this very file, under whatever name; None if it is not in the gallery."""
+        state = path.stat()
+        return self.rows.get((state.st_dev, state.st_ino))
 
 
 def open_gallery(
@@ -121,75 +121,172 @@ def open_gallery(
     say: Callable[[str], object] = lambda line: print(line, file=sys.stderr),
     progress: bool = False,
 ) -> tuple[Gallery, Update]:
-    """The gallery in a folder, its index brought up to date: new and changed files embedded, removed ones forgotten.
+    """The gallery in a folder, its index brought up to date: new and changed images embedded, removed ones forgotten.
 
-    `model` and `card` are those of a checkpoint. Of the strategies that its card names those take effect that concern a single
-    image. Processes that index the same gallery take turns.
+    Of an image that is there by several names, through links, one is taken. Processes that index the same gallery take
+    turns.
 
-    Raises FileNotFoundError or NotADirectoryError if `root` is no folder, and ValueError if it holds no image that can be read.
+    Args:
+        root: the folder.
+        model: the network.
+        card: its card, as `gl_core.training.checkpoints.load` returns it. Of the strategies that it names those take
+            effect that concern a single image.
+        say: called with a line for the user.
+        progress: show a bar if indexing takes more than a second.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: `root` is no folder.
+        ValueError: it holds no image that can be read, or an embedding is not finite.
+        OSError: the index cannot be written.
     """
     root = Path(root).expanduser()
     if not root.exists():
         raise FileNotFoundError(f"{root}: there is no such folder")
     if not root.is_dir():
         raise NotADirectoryError(f"{root}: is no folder of images")
-    present = {name: seen for name in open_files(root).names if (seen := _look(os.path.join(root, name)))}
-    if not present:
+    present, unreadable = _look_around(root)
+    if not present and not unreadable:
         raise ValueError(f"{root}: holds no images")
-    folder, why = index_folder(root, card)
-    if why:
-        say(f"{root} cannot be written ({why}): its index is kept in {folder}")
-    with locked(folder / ".lock", waiting=lambda: say(f"{root}: another process is indexing it; waiting for that")):
-        parts = _Parts(folder, model.embedding_size)
-        removed = len(parts.known().keys() - present.keys())
-        embedded = _bring_up_to_date(root, present, model, card, parts, progress)
-        known = parts.known()
-        unreadable = {name: known[name].place for name in present if isinstance(known[name].place, str)}
-        if len(unreadable) == len(present):
-            name, reason = next(iter(unreadable.items()))
-            raise ValueError(f"{root}: none of its {len(present)} images can be read; {name}: {reason}")
-        names, embeddings = parts.single()
-        metric = checkpoints.strategies(card).metric
-        fast = None
-        if len(names) > EXACT_UP_TO:
-            fast = approximate.open_index(folder, parts.last, embeddings, metric, say=say)
-    return Gallery(root, folder, names, embeddings, metric, fast), Update(embedded, removed, unreadable)
+    folder = _index_folder(root, card)
+    with locked(folder / "lock", waiting=lambda: say(f"{root}: another process is indexing it; waiting for that")):
+        update = partial(_update, folder, root, present, model, card, progress)
+        try:
+            index = update()
+        except sqlite3.OperationalError as error:
+            raise OSError(f"{folder}: the index cannot be read or written ({error})") from error
+        except sqlite3.DatabaseError as error:
+            say(f"{folder}: the index is damaged ({error}); it is set aside, ending in .broken, and made anew")
+            os.replace(folder / DATABASE, folder / f"{DATABASE}.broken")
+            # What SQLite would take for an unfinished change of the new one.
+            (folder / f"{DATABASE}-journal").unlink(missing_ok=True)
+            index = update()
+        unreadable |= index.update.unreadable
+        if not index.names:
+            name, fault = next(iter(unreadable.items()))
+            raise ValueError(f"{root}: none of its {len(unreadable)} images can be read; {name}: {fault}")
+        # Copied when written to, which nobody does; read-only memory is what PyTorch warns of.
+        shape = (len(index.names), model.embedding_size)
+        embeddings = np.memmap(index.vectors, np.float32, "c", shape=shape)
+        metric, fast = checkpoints.strategies(card).metric, None
+        if len(index.names) > EXACT_UP_TO:
+            fast = approximate.open_index(index.vectors.with_suffix(".faiss"), embeddings, metric, say=say)
+        _tidy(folder, index.vectors.stem)
+    rows = {present[name].identity: row for row, name in enumerate(index.names)}
+    gallery = Gallery(root, folder, index.names, embeddings, metric, rows, fast)
+    return gallery, replace(index.update, unreadable=unreadable)
 
 
 class _Look(NamedTuple):
-    """What a look at a file tells without reading it, and whether a later change is sure to show in it."""
+    """What is seen of a file without reading it."""
 
-    state: list[int]  # size, times of modification and of any change, in nanoseconds
-    settled: bool
+    identity: tuple[int, int]  # device and inode
+    state: str  # size, times of modification and of any change, in nanoseconds
+    settled: bool  # a later change is sure to show in the state
 
 
-def _look(path: str | os.PathLike) -> _Look | None:
-    """None for a file that has just gone."""
+def _look(path: str | os.PathLike) -> _Look:
     now = time.time_ns()
-    with contextlib.suppress(OSError):
-        found = os.stat(path)
-        return _Look([found.st_size, found.st_mtime_ns, found.st_ctime_ns], now - found.st_ctime_ns > TICK)
-    return None
+    found = os.stat(path)
+    state = f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
+    return _Look((found.st_dev, found.st_ino), state, now - found.st_ctime_ns > TICK)
 
 
-def _digest(path: Path) -> str:
-    """A hash of a file's content; empty if it cannot be read."""
-    with contextlib.suppress(OSError), open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-    return ""
+def _look_around(root: Path) -> tuple[dict[str, _Look], dict[str, str]]:
+    """The images of a folder, each once, and why others are left out."""
+    images = open_files(root)
+    present, unreadable, seen = {}, dict(images.left_out), set()
+    for name in images.names:
+        try:
+            found = _look(os.path.join(root, name))
+        except OSError as error:
+            unreadable[name] = error.strerror
+            continue
+        if found.identity not in seen:
+            seen.add(found.identity)
+            present[name] = found
+    return present, unreadable
 
 
-def _bring_up_to_date(
-    root: Path, present: dict[str, _Look], model: EmbeddingNet, card: dict[str, Any], parts: "_Parts", progress: bool
-) -> int:
-    """Learn the files whose states are new, a part at a time, and merge the parts. Returns how many images were embedded."""
+def _index_folder(root: Path, card: dict[str, Any]) -> Path:
+    """Where the index of a gallery lies for a network. It holds no links, which could lead to files of others."""
+    cache = cache_folder()
+    if cache is None:
+        raise OSError(f"the index of {root} has no place: set XDG_CACHE_HOME to a folder that can be written")
+    key = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
+    folder = cache / "galleries" / key / checkpoints.fingerprint(card)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        links = [path for path in (folder.parent, folder, *folder.iterdir()) if path.is_symlink()]
+    except OSError as error:
+        text = f"{folder}: the index of {root} cannot be kept there ({error.strerror})"
+        raise OSError(f"{text}; set XDG_CACHE_HOME to a folder that can be written") from error
+    if links:
+        raise OSError(f"{links[0]}: must not be a link; remove it")
+    return folder
+
+
+class _File(NamedTuple):
+    """What the index says of a file; see the schema."""
+
+    state: str | None
+    content: str
+    fault: str | None
+
+
+class _Index(NamedTuple):
+    """An index that is up to date: the images that are embedded, and the file of their embeddings."""
+
+    names: list[str]
+    vectors: Path
+    update: Update
+
+
+def _update(
+    folder: Path, root: Path, present: dict[str, _Look], model: EmbeddingNet, card: dict[str, Any], progress: bool
+) -> _Index:
+    with contextlib.closing(sqlite3.connect(folder / DATABASE)) as database:
+        database.executescript(SCHEMA)
+        rows = database.execute("SELECT path, state, content, fault FROM files")
+        files = {os.fsdecode(path): _File(*rest) for path, *rest in rows}
+        removed = [name for name in files if name not in present]
+        embedded, left_out = _learn(database, files, root, present, model, card, progress)
+        gone = [*removed, *(name for name in left_out if name in files)]
+        if gone or embedded:
+            with database:
+                database.executemany("DELETE FROM files WHERE path = ?", [(os.fsencode(name),) for name in gone])
+                database.execute("DELETE FROM embeddings WHERE content NOT IN (SELECT content FROM files)")
+        for name in gone:
+            del files[name]
+        names = sorted((name for name, file in files.items() if file.fault is None), key=os.fsencode)
+        # Named by what it holds: a file of another name is out of date.
+        contents = json.dumps([(name, files[name].content) for name in names])
+        vectors = folder / f"{hashlib.sha256(contents.encode()).hexdigest()[:16]}.f32"
+        size = len(names) * model.embedding_size * 4
+        if not vectors.exists() or vectors.stat().st_size != size:
+            _copy_embeddings(database, vectors, size)
+    left_out |= {name: file.fault for name, file in files.items() if file.fault is not None}
+    return _Index(names, vectors, Update(embedded, len(removed), left_out))
+
+
+def _learn(
+    database: sqlite3.Connection,
+    files: dict[str, _File],
+    root: Path,
+    present: dict[str, _Look],
+    model: EmbeddingNet,
+    card: dict[str, Any],
+    progress: bool,
+) -> tuple[int, dict[str, str]]:
+    """Bring the database, and `files`, up to date with new and changed files.
+
+    Returns how many images were embedded, and why files could not be read, which are tried again the next time.
+    """
     from tqdm import tqdm
 
-    config, strategies = checkpoints.configuration(card), checkpoints.strategies(card)
-    known = parts.known()
-    places = {found.digest: found.place for found in known.values() if found.digest}
-    names = [name for name, seen in present.items() if name not in known or known[name].state != seen.state]
-    embedded, confirmed = 0, {}
+    unit = checkpoints.strategies(card).metric == "cosine"
+    faults = {file.content: file.fault for file in files.values()}
+    names = [name for name, seen in present.items() if name not in files or files[name].state != seen.state]
+    embedded, left_out = 0, {}
     with (
         # Within a second of work, such as looking again at files that were new a moment ago, there is no bar.
         tqdm(total=len(names), desc="indexing", unit=" images", disable=not progress or not names, delay=1) as bar,
@@ -197,156 +294,65 @@ def _bring_up_to_date(
     ):
         for start in range(0, len(names), CHUNK):
             some = names[start : start + CHUNK]
-            digests = dict(zip(some, threads.map(_digest, [root / name for name in some]), strict=True))
-            same = [name for name in some if name in known and known[name].digest == digests[name] != ""]
-            confirmed |= {name: present[name].state for name in same if present[name].settled}
-            old = {name: places[digests[name]] for name in some if digests[name] in places and name not in same}
-            new = [name for name in some if name not in old and name not in same]
-            found = embed_files(model, config, [root / name for name in new], strategies, progress=bar.update)
-            vectors = unit_rows(found.embeddings) if strategies.metric == "cosine" else found.embeddings
-            embedded += len(new)
+            contents = dict(zip(some, threads.map(_content, [root / name for name in some]), strict=True))
+            new = {root / name: name for name in some if contents[name] not in faults}
             bar.update(len(some) - len(new))
+            found = embed_files([(model, card)], list(new), progress=bar.update)
+            vectors = unit_rows(found.embeddings) if unit else found.embeddings
+            embedded += len(found.files)
 
-            moved = {name: place for name, place in old.items() if not isinstance(place, str)}
-            reasons = {name: place for name, place in old.items() if isinstance(place, str)}
-            reasons |= {str(path.relative_to(root)): reason for path, reason in found.unreadable.items()}
-            readable = [str(path.relative_to(root)) for path in found.files]
-            added = [*readable, *moved, *reasons]
-            if not added:
-                continue
-            states, hashes = {}, {}
-            for name in added:
-                seen, again = present[name], _look(root / name)
-                unchanged = again is not None and again.state == seen.state
-                # What a later change may not show in, or what has changed while it was read, is looked into next time.
-                states[name] = seen.state if unchanged and seen.settled else None
-                hashes[name] = digests[name] if unchanged else ""
-            both = np.concatenate([parts.rows(list(moved.values())), vectors.numpy()])
-            parts.add([*moved, *readable], both, reasons, states, hashes)
-    parts.merge(present)
-    parts.confirm(confirmed)
-    return embedded
-
-
-class _Known(NamedTuple):
-    """What an index says of a file. Without a `state` its content has to be looked into; `place` is the (part, row) of its
-    embedding, or why there is none."""
-
-    state: list[int] | None
-    digest: str
-    place: tuple[int, int] | str
+            read = [name for name in some if contents[name] and _state(root / name) == present[name].state]
+            for name in some:
+                if name in read:
+                    faults.setdefault(contents[name], found.unreadable.get(root / name))
+                else:
+                    left_out[name] = found.unreadable.get(root / name, "it changed while it was read")
+            # Where a later change may not show in the state, the file is read again the next time.
+            states = {name: present[name].state if present[name].settled else None for name in read}
+            learnt = {name: _File(states[name], contents[name], faults[contents[name]]) for name in read}
+            rows = [(os.fsencode(name), *file) for name, file in learnt.items()]
+            by_name = zip((new[path] for path in found.files), vectors.numpy(), strict=True)
+            blobs = [(contents[name], vector.tobytes()) for name, vector in by_name if name in learnt]
+            with database:
+                database.executemany("REPLACE INTO embeddings VALUES (?, ?)", blobs)
+                database.executemany("REPLACE INTO files VALUES (?, ?, ?, ?)", rows)
+            files |= learnt
+    return embedded, left_out
 
 
-class _Parts:
-    """The parts of an index, by number; only who holds the lock may have one of these."""
+def _content(path: Path) -> str | None:
+    """A hash of a file's content; None if it cannot be read."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+    return None
 
-    def __init__(self, folder: Path, width: int) -> None:
-        self.folder, self.width = folder, width
-        self.tables: dict[int, dict[str, Any]] = {}
-        self._known: dict[str, _Known] | None = None  # what `known` gives, until a table changes
-        for path in sorted(folder.glob("*.json")):
-            table = self._read(path)
-            if table is not None:
-                self.tables[int(path.stem)] = table
-        self._tidy()
 
-    @property
-    def last(self) -> int:
-        return max(self.tables, default=0)
+def _state(path: Path) -> str | None:
+    """The state of a file; None if it has gone."""
+    with contextlib.suppress(OSError):
+        return _look(path).state
+    return None
 
-    def _read(self, path: Path) -> dict[str, Any] | None:
-        """A table; None for what is no part, or one whose embeddings are not there in full: its images are embedded again."""
-        try:
-            table = json.loads(path.read_text(encoding="utf-8"))
-            size = path.with_suffix(".f32").stat().st_size
-            rows, width, _ = len(table["names"]), table["width"], table["digests"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        return table if path.stem.isdigit() and size == rows * width * 4 and width == self.width else None
 
-    def known(self) -> dict[str, _Known]:
-        """What the index says of each file; not to be changed."""
-        if self._known is None:
-            self._known = {}
-            for number in sorted(self.tables):
-                table = self.tables[number]
-                places = {name: (number, row) for row, name in enumerate(table["names"])} | table["unreadable"]
-                for name, place in places.items():
-                    self._known[name] = _Known(table["states"][name], table["digests"][name], place)
-        return self._known
+def _copy_embeddings(database: sqlite3.Connection, path: Path, size: int) -> None:
+    """Copy the embeddings of all files that have one, in the order of their names, into a file of `size` bytes."""
+    part = Path(f"{path}.part")
+    query = "SELECT vector FROM files JOIN embeddings USING (content) WHERE fault IS NULL ORDER BY path"
+    try:
+        with open(part, "wb") as file:
+            file.writelines(vector for (vector,) in database.execute(query))
+            file.flush()
+            os.fsync(file.fileno())
+        if part.stat().st_size != size:
+            raise sqlite3.DatabaseError("embeddings are missing")
+        os.replace(part, path)
+    except OSError as error:
+        raise OSError(error.errno, f"the index cannot be written ({error.strerror})", str(part)) from error
 
-    def add(
-        self,
-        names: Sequence[str],
-        vectors: Float[np.ndarray, "n d"],
-        unreadable: dict[str, str],
-        states: dict[str, list[int] | None],
-        digests: dict[str, str],
-    ) -> None:
-        number = self.last + 1
-        content = np.ascontiguousarray(vectors, dtype=np.float32)
-        records.write_atomically(self.folder / f"{number:06}.f32", content.tobytes())
-        self._write(
-            number,
-            {
-                "width": self.width,
-                "names": list(names),
-                "unreadable": unreadable,
-                "states": states,
-                "digests": digests,
-            },
-        )
 
-    def confirm(self, states: dict[str, list[int]]) -> None:
-        """Files whose content has not changed have these states now; for an index of one part."""
-        if states:
-            table = self.tables[self.last]
-            self._write(self.last, table | {"states": table["states"] | states})
-
-    def _write(self, number: int, table: dict[str, Any]) -> None:
-        records.write_atomically(self.folder / f"{number:06}.json", json.dumps(table).encode())
-        self.tables[number], self._known = table, None
-
-    def rows(self, places: list[tuple[int, int]]) -> Float[np.ndarray, "n d"]:
-        """The embeddings at these places."""
-        found = np.empty((len(places), self.width), np.float32)
-        where = np.array(places, dtype=np.int64).reshape(-1, 2)
-        for number in self.tables:
-            mine = where[:, 0] == number
-            found[mine] = self.vectors(number)[where[mine, 1]]
-        return found
-
-    def vectors(self, number: int) -> Float[np.ndarray, "n d"]:
-        shape = (len(self.tables[number]["names"]), self.width)
-        if not shape[0]:
-            return np.empty(shape, np.float32)
-        # Copied when written to, which nobody does; read-only memory is what PyTorch warns of.
-        return np.memmap(self.folder / f"{number:06}.f32", np.float32, "c", shape=shape)
-
-    def merge(self, present: Collection[str]) -> None:
-        """Leave one part, of the files that are present; nothing is done if that is so already."""
-        if len(self.tables) == 1 and next(iter(self.tables.values()))["states"].keys() == set(present):
-            return
-        known = self.known()
-        places = {name: known[name].place for name in sorted(present)}
-        where = {name: place for name, place in places.items() if not isinstance(place, str)}
-        unreadable = {name: place for name, place in places.items() if isinstance(place, str)}
-        vectors = self.rows(list(where.values()))
-        old = list(self.tables)
-        states, digests = ({name: getattr(known[name], part) for name in places} for part in ("state", "digest"))
-        self.add(list(where), vectors, unreadable, states, digests)
-        for number in old:
-            del self.tables[number]
-        self._known = None
-        self._tidy()
-
-    def single(self) -> tuple[list[str], Float[np.ndarray, "n d"]]:
-        return self.tables[self.last]["names"], self.vectors(self.last)
-
-    def _tidy(self) -> None:
-        """Remove what belongs to no part: merged ones, and what a process that was killed left."""
-        keep = {f"{number:06}" for number in self.tables}
-        for path in self.folder.iterdir():
-            if path.name != ".lock" and path.name.split(".")[0] not in keep:
-                with contextlib.suppress(OSError):
-                    path.unlink()
+def _tidy(folder: Path, current: str) -> None:
+    """Remove copies of the embeddings, and what faiss made of them, that are out of date or were never finished."""
+    for path in folder.iterdir():
+        if re.fullmatch(r"[0-9a-f]{16}\.(f32|faiss|recall)(\.part)?", path.name) and path.stem != current:
+            with contextlib.suppress(OSError):  # Windows keeps what another process is reading
+                path.unlink()

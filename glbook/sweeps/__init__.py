@@ -1,13 +1,12 @@
 """Sweeps: many runs of a chapter, each made once, on this machine or on a Dask cluster.
 
 plan      a file becomes runs, all checked before any is started
-keys      what a run depends on, so that it is not made twice
-claims    who makes which run, so that it is not made twice at the same time
+keys      what a run's result depends on
+store     what is made, being made, or failed
 worker    one run, in a process that dies with the one that started it
 gpus      one run at a time on each
-pool      the runs of a plan on a cluster
+pool      the runs of a plan, several at a time
 progress  how far it is
-cli       `glbook sweep`
 """
 
 from gl_core._lazy import lazily
@@ -17,6 +16,12 @@ __all__ = ["Outcome", "Plan", "PlannedRun", "make_plan", "read_plan", "run_plan"
 # Loaded when asked for: a run's process, and the command line, answer without torch.
 __getattr__ = lazily(
     __name__,
-    dict.fromkeys(("Plan", "PlannedRun", "make_plan", "read_plan"), "plan")
-    | dict.fromkeys(("Outcome", "run_plan"), "pool"),
+    {
+        "Outcome": "pool",
+        "Plan": "plan",
+        "PlannedRun": "plan",
+        "make_plan": "plan",
+        "read_plan": "plan",
+        "run_plan": "pool",
+    },
 )

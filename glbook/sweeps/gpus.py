@@ -1,11 +1,13 @@
-"""One run at a time on each GPU of a machine, whoever started them."""
+"""One run at a time on each GPU of a machine, whichever sweep started it."""
 
 import contextlib
 import os
-import tempfile
+import platform
 import time
 from collections.abc import Iterator
-from pathlib import Path
+
+import platformdirs
+from filelock import FileLock, Timeout
 
 __all__ = ["count", "reserved"]
 
@@ -25,27 +27,26 @@ def count(device: str | None) -> int:
 def reserved(device: str | None) -> Iterator[str | None]:
     """Hold a GPU for this process and show it, and no other, to those that it starts. Waits until one is free.
 
-    Yields which one, as in CUDA_VISIBLE_DEVICES; None where the run computes on something else. The reservation is a lock on a
-    file, which the system releases however the process ends.
+    Yields which one, as in CUDA_VISIBLE_DEVICES; None where the run computes on something else. The reservation is a
+    lock on a file in the user's cache, which ends with the process.
     """
     found = _candidates(device)
     if not found:
         yield None
         return
-    import fcntl
-
+    # Homes may be shared by machines, GPUs are not.
+    folder = platformdirs.user_cache_path("glbook") / "gpus" / platform.node()
+    folder.mkdir(parents=True, exist_ok=True)
     while True:
         for name in found:
-            path = Path(tempfile.gettempdir()) / f"glbook-gpu-{os.getuid()}-{name.replace('/', '-')}.lock"
-            with open(path, "w") as lock:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    continue
-                if device in (None, "auto", "cuda"):  # one that is named, as cuda:1, keeps its number
-                    os.environ["CUDA_VISIBLE_DEVICES"] = name
-                yield name
-                return
+            try:
+                with FileLock(folder / f"{name.replace('/', '-')}.lock", timeout=0):
+                    if device in (None, "auto", "cuda"):  # one that is named, as cuda:1, keeps its number
+                        os.environ["CUDA_VISIBLE_DEVICES"] = name
+                    yield name
+                    return
+            except Timeout:
+                continue
         time.sleep(PAUSE)
 
 

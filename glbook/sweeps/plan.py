@@ -3,24 +3,61 @@
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, ValidationError
 
 from gl_core.training import records
-from glbook import notebooks
+from glbook import chapters, parameters, studies
 from glbook.sweeps import keys
 
-__all__ = ["Plan", "PlannedRun", "make_plan", "read_plan"]
+__all__ = ["Plan", "PlannedRun", "SweepFile", "make_plan", "read_file", "read_plan"]
 
-FIELDS = ("chapter", "parameters", "grid", "runs", "tuned", "keep", "threads")
+
+class SweepFile(BaseModel):
+    """What a sweep's file says.
+
+    chapter: training            # whose parameters these are; may stand in grid or runs instead
+    parameters: {epochs: 30}     # of every run
+    grid: {seed: [0, 1], ...}    # every combination, the last name varying fastest
+    runs: [{...}, {...}]         # a list, each of them with every combination of the grid
+    tuned: true                  # settings found by `glbook tune`, where no other are given
+    keep: final                  # as of `glbook run`
+    threads: 1                   # of each run on a CPU
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    chapter: str | None = None
+    parameters: dict[str, Any] = {}
+    grid: dict[str, Annotated[list, Field(min_length=1)]] = {}
+    runs: Annotated[list[dict[str, Any]], Field(min_length=1)] = [{}]
+    tuned: StrictBool = False
+    keep: str | None = None
+    threads: Annotated[StrictInt, Field(ge=1)] = 1
+
+    @property
+    def varied(self) -> list[str]:
+        """The parameters by which the runs are told apart."""
+        return list(dict.fromkeys([*itertools.chain(*self.runs), *self.grid]))
+
+    def each(self) -> list[dict[str, Any]]:
+        """The parameters of each run, "chapter" among them."""
+        common = self.parameters | ({} if self.chapter is None else {"chapter": self.chapter})
+        for name in self.grid:
+            if name in common or any(name in run for run in self.runs):
+                raise ValueError(f"grid: {name} has a value elsewhere in the file, too")
+        points = [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
+        return [common | run | point for run in self.runs for point in points]
 
 
 @dataclass(frozen=True)
 class PlannedRun:
     """A chapter with parameters: those `given`, and under `settings` all it has, with a `Config` filled in.
 
-    `name` is what tells the run from others of its plan, `versions` are those of code, chapter and data.
+    `name` is what tells the run from others of its plan.
     """
 
     chapter: str
@@ -28,7 +65,7 @@ class PlannedRun:
     settings: dict[str, Any]
     name: str
     key: str
-    versions: dict[str, str | None] = field(repr=False)
+    data_version: str | None
 
 
 @dataclass(frozen=True)
@@ -44,73 +81,34 @@ class Plan:
 
 
 def read_plan(path: Path, given: Mapping[str, Any] | None = None, keep: str | None = None) -> Plan:
-    """The runs that a YAML file describes.
+    """The runs that a YAML file describes, see `SweepFile`.
 
-        chapter: training            # whose parameters these are; may stand in grid or runs instead
-        parameters: {epochs: 30}     # of every run
-        grid: {seed: [0, 1], ...}    # every combination, the last name varying fastest
-        runs: [{...}, {...}]         # a list, each of them with every combination of the grid
-        tuned: true                  # settings found by `glbook tune`, where no other are given
-        keep: final                  # as of `glbook run`
-        threads: 1                   # of each run on a CPU
+    Args:
+        path: the file.
+        given: parameters of every run that win over those of the file; texts are read as on the command line.
+        keep: the purpose of the records, in place of the file's.
 
-    `given` are parameters of every run that win over those of the file, and `keep` does too; texts are read as on the command line.
-
-    Raises ValueError, in one line, for anything that could not run: a field, chapter or parameter that does not exist, an empty
-    list, a value of the wrong type, settings that `Config` refuses, data that are not there, the same run twice.
+    Raises:
+        ValueError: in one line, for anything that could not run: a field, chapter or parameter that does not exist, an
+            empty list, a value of the wrong type, settings that `Config` refuses, data that are not there, the same run
+            twice.
     """
-    import yaml
-
-    if not path.is_file():
-        raise ValueError(f"{path}: there is no such file")
+    given = dict(given or {})
+    file = read_file(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path.name}: is not YAML ({error})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path.name}: must hold {', '.join(FIELDS)}")
-    try:
-        return _plan(path.stem, content, dict(given or {}), keep)
+        for name in given:
+            if name in file.varied:
+                raise ValueError(f"{name}: the file varies it, so it cannot be given")
+        return make_plan(
+            path.stem,
+            [parameters | given for parameters in file.each()],
+            varied=file.varied,
+            keep=file.keep if keep is None else keep,
+            threads=file.threads,
+            tuned=file.tuned,
+        )
     except ValueError as error:
         raise ValueError(f"{path.name}: {error}") from error
-
-
-def _plan(name: str, content: dict[str, Any], given: dict[str, Any], keep: str | None) -> Plan:
-    for word in content:
-        if word not in FIELDS:
-            raise ValueError(f"{word}: must be one of {', '.join(FIELDS)}")
-    common = _mapping("parameters", content.get("parameters") or {})
-    grid = _mapping("grid", content.get("grid") or {})
-    for axis, values in grid.items():
-        if not isinstance(values, list) or not values:
-            raise ValueError(f"grid: {axis}={values!r}: must be a list of one value or more")
-    listed = content.get("runs", [{}])
-    if not isinstance(listed, list) or not listed:
-        raise ValueError(f"runs={listed!r}: must be a list of one run or more")
-    listed = [_mapping("runs", entry) for entry in listed]
-    for axis in grid:
-        if axis in common or any(axis in entry for entry in listed):
-            raise ValueError(f"grid: {axis} has a value elsewhere in the file, too")
-    varied = list(dict.fromkeys([*(word for entry in listed for word in entry), *grid]))
-    for word in given:
-        if word in varied:
-            raise ValueError(f"{word}: the file varies it, so it cannot be given")
-    threads = content.get("threads", 1)
-    if type(threads) is not int or threads < 1:
-        raise ValueError(f"threads={threads!r}: must be a whole number, 1 or more")
-    if not isinstance(content.get("tuned", False), bool):
-        raise ValueError(f"tuned={content['tuned']!r}: must be true or false")
-    common |= {"chapter": content["chapter"]} if "chapter" in content else {}
-    combinations = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-    parameters = [common | entry | combination | given for entry in listed for combination in combinations]
-    return make_plan(
-        name,
-        parameters,
-        varied=varied,
-        keep=content.get("keep") if keep is None else keep,
-        threads=threads,
-        tuned=content.get("tuned", False),
-    )
 
 
 def make_plan(
@@ -137,12 +135,12 @@ def make_plan(
 
 def _planned(given: dict[str, Any], varied: Sequence[str], keep: str | None, tuned: bool) -> PlannedRun:
     if "chapter" not in given:
-        raise ValueError(f"chapter: must be one of {', '.join(notebooks.names())}")
+        raise ValueError(f"chapter: must be one of {', '.join(chapters.names())}")
     name = " ".join(f"{word}={_short(given[word])}" for word in varied if word in given)
     chapter = given.pop("chapter")
-    declared = notebooks.parameters(chapter)
+    declared = parameters.parameters(chapter)
     given = {
-        word: notebooks.parse_value(value, declared[word]) if isinstance(value, str) and word in declared else value
+        word: parameters.parse_value(value, declared[word]) if isinstance(value, str) and word in declared else value
         for word, value in given.items()
     }
     if keep is not None:
@@ -151,28 +149,43 @@ def _planned(given: dict[str, Any], varied: Sequence[str], keep: str | None, tun
             raise ValueError(f"keep={keep}: chapter {chapter!r} makes no records that could be kept")
         given["keep"] = keep
     if tuned:
-        from glbook import tuning
-
-        given = tuning.best_settings(notebooks.check_parameters(chapter, given)) | given
+        given = studies.best_settings(parameters.check_parameters(chapter, given)) | given
     if given.get("data_root") is not None:
         given["data_root"] = str(Path(given["data_root"]).expanduser().absolute())
-    given = notebooks.check_parameters(chapter, given)
+    given = parameters.check_parameters(chapter, given)
     settings = {word: parameter.default for word, parameter in declared.items()} | given
-    data = None
+    config, data_version = {}, None
     if "dataset" in settings:
         from gl_core.training.config import Config
 
-        config = Config.from_parameters(settings)
-        settings |= config.as_dict()
-        data = keys.data_version(config.dataset, config.data_root)
-    versions = {"code": keys.code_version(), "chapter": keys.chapter_version(chapter), "data": data}
-    return PlannedRun(chapter, given, settings, name, keys.run_key(chapter, settings, versions), versions)
+        config = Config.from_parameters(settings).as_dict()
+        data_version = keys.dataset_version(config["dataset"], config["data_root"])
+    key = keys.run_key(chapter, settings, config, data_version)
+    return PlannedRun(chapter, given, settings | config, name, key, data_version)
 
 
-def _mapping(name: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict) or not all(isinstance(word, str) for word in value):
-        raise ValueError(f"{name}: {value!r}: must give values to names")
-    return dict(value)
+def read_file(path: Path) -> SweepFile:
+    """What a sweep's file says. Raises ValueError, in one line, for what no such file may say."""
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file")
+    try:
+        content = parameters.read_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path.name}: is not YAML ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name}: must hold {', '.join(SweepFile.model_fields)}")
+    try:
+        return SweepFile.model_validate(content)
+    except ValidationError as error:
+        raise ValueError(f"{path.name}: {'; '.join(map(_in_words, error.errors()))}") from error
+
+
+def _in_words(error: Mapping[str, Any]) -> str:
+    """One fault that pydantic found."""
+    place = ".".join(map(str, error["loc"]))
+    if error["type"] == "extra_forbidden":
+        return f"{place}: must be one of {', '.join(SweepFile.model_fields)}"
+    return f"{place}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
 
 
 def _short(value: Any) -> str:

@@ -47,22 +47,17 @@ class Progress:
 
     def __init__(self, runs: Sequence[PlannedRun], records: Sequence[Mapping[str, Any]]) -> None:
         self.done, self.failed = 0, 0
-        self._expected = {run.key: expected_seconds(run, records) for run in runs}
-        self._left = dict.fromkeys(self._expected)
-        self._began, self._finished = time.monotonic(), 0
+        self._left = {run.key: expected_seconds(run, records) for run in runs}
+        self._began, self._made = time.monotonic(), 0
 
     @property
     def left(self) -> int:
         return len(self._left)
 
-    def skip(self, run: PlannedRun) -> None:
-        """A run that was done before or by others."""
+    def end(self, run: PlannedRun, *, well: bool = True, made: bool = True) -> None:
+        """A run has ended; not `made` here: it was done before, or by others."""
         self._left.pop(run.key, None)
-        self.done += 1
-
-    def end(self, run: PlannedRun, *, well: bool) -> None:
-        self._left.pop(run.key, None)
-        self._finished += 1
+        self._made += made
         self.done += well
         self.failed += not well
 
@@ -70,10 +65,10 @@ class Progress:
         """None where nothing is known yet."""
         if not self._left:
             return 0.0
-        if self._finished:
-            return (time.monotonic() - self._began) / self._finished * len(self._left)
-        expected = [self._expected[key] for key in self._left]
-        return None if None in expected else sum(expected) / max(1, min(at_once, len(expected)))
+        if self._made:
+            return (time.monotonic() - self._began) / self._made * len(self._left)
+        expected = [seconds for seconds in self._left.values() if seconds is not None]
+        return sum(expected) / max(1, min(at_once, len(expected))) if len(expected) == self.left else None
 
     def line(self, at_once: int) -> str:
         left = self.seconds_left(at_once)

@@ -1,111 +1,123 @@
-"""One run of a sweep, in a process of its own: it and the chapter's kernel die with the worker that started it."""
+"""One run of a sweep, in a process of its own: it and the chapter's kernel die with the process that started it."""
 
 import json
 import os
 import re
 import subprocess
 import sys
-import threading
 import traceback
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from gl_core.training import records
+from filelock import Timeout
+
+from gl_core.training.version import RESULTS_VERSION
 from glbook import notebooks, processes
-from glbook.sweeps import gpus, keys
-from glbook.sweeps.claims import Claim, Claims, TakenError
+from glbook.sweeps import gpus
+from glbook.sweeps.store import Store
 
-__all__ = ["claims_of", "run_one"]
+__all__ = ["Children", "run_one"]
 
-HEARTBEAT = 5.0  # seconds between two signs of life
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
-def claims_of(root: Path) -> Claims:
-    """The claims of all sweeps of the book under `root`."""
-    return Claims(root / "_build" / "sweeps")
+class Children:
+    """The processes of the runs that are being made here."""
+
+    def __init__(self) -> None:
+        self._living: set[subprocess.Popen] = set()
+        self._over = False
+
+    def add(self, child: subprocess.Popen) -> None:
+        self._living.add(child)
+        if self._over:
+            child.kill()
+
+    def remove(self, child: subprocess.Popen) -> None:
+        self._living.discard(child)
+
+    def kill(self) -> None:
+        """End all of them, and those that are added from now on."""
+        self._over = True
+        for child in list(self._living):
+            child.kill()
 
 
-def run_one(spec: dict[str, Any]) -> dict[str, Any]:
-    """Make a run; what a Dask worker is given to do.
+def run_one(spec: dict[str, Any], children: Children | None = None) -> dict[str, Any]:
+    """Make a run, unless another process makes it or has made it.
 
-    `spec` is plain values: root, key, after (the last entry of the run, see `claims`), chapter, given, versions, threads, and the
-    device that the run asks for.
+    Args:
+        spec: plain values, so that it can be sent to other machines: root (the folder of the book), key, data_version,
+            results_version, chapter, given (its parameters), threads, and the device that the run is for.
+        children: holds the run's process as long as it lives.
 
-    Returns a dict with "state": "done" (with "records"), "failed" (with "error"), "elsewhere" if another process has it, "lost"
-    (with "error") if its process was killed.
+    Returns:
+        A dict with "state": "done", "failed" (with "error"), "elsewhere" if another process has the run or has made it,
+        "lost" (with "error") if its process or the chapter's kernel was killed.
     """
-    last = claims_of(Path(spec["root"])).last(spec["key"])
-    if (last.number if last else 0) > spec["after"] and not last.is_orphan():
-        return {"state": "elsewhere"}
-    child = subprocess.Popen(
+    children = Children() if children is None else children
+    with subprocess.Popen(
         [sys.executable, "-c", "from glbook.sweeps.worker import main; main()", str(os.getpid())],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=spec["root"],
-    )  # fmt: skip
-    output, errors = child.communicate(json.dumps(spec))
-    if child.returncode:
+    ) as child:  # fmt: skip
+        children.add(child)
+        output, errors = child.communicate(json.dumps(spec))
+        children.remove(child)
+    if child.returncode or not output:
         reason = errors.strip().splitlines() or [f"its process ended with status {child.returncode}"]
         return {"state": "lost", "error": reason[-1]}
-    return json.loads(output.splitlines()[-1]) if output else {"state": "elsewhere"}
+    return json.loads(output.splitlines()[-1])
 
 
 def main() -> None:
     """The program of the run's process: a specification on standard input, what came of it on standard output."""
     processes.die_with_parent(int(sys.argv[1]))
-    outcome = _make(json.load(sys.stdin))
-    print(json.dumps(outcome), flush=True)
+    print(json.dumps(make(json.load(sys.stdin))), flush=True)
 
 
-def _make(spec: dict[str, Any]) -> dict[str, Any]:
-    now = {"code": keys.code_version(), "chapter": keys.chapter_version(spec["chapter"])}
+def make(spec: dict[str, Any]) -> dict[str, Any]:
+    """Make a run in this process; see `run_one`."""
+    store, key = Store(Path(spec["root"])), spec["key"]
     try:
-        claim = claims_of(Path(spec["root"])).take(spec["key"], after=spec["after"])
-    except TakenError:
+        with store.lock(key):
+            store.finish(key)
+            if store.is_done(key):
+                return {"state": "elsewhere"}
+            try:
+                if spec["results_version"] != RESULTS_VERSION:
+                    raise ValueError(
+                        "the code on this worker is not that which the sweep was planned with; start it again"
+                    )
+                staged = store.begin(key)
+                with gpus.reserved(spec["device"]) as gpu:
+                    _execute(spec, staged, on_gpu=gpu is not None)
+                store.end(key, staged)
+                return {"state": "done"}
+            except Exception as error:
+                message = f"{type(error).__name__}: {error}"
+                trace = traceback.format_exc()
+                if isinstance(error, notebooks.ChapterError):
+                    message, trace = f"{error.ename}: {error.evalue}", _trace(error.path)
+                    if error.ename == "DeadKernelError":
+                        return {"state": "lost", "error": message}
+                store.fail(key, message, trace)
+                return {"state": "failed", "error": message}
+    except Timeout:
         return {"state": "elsewhere"}
-    over = threading.Event()
-    threading.Thread(target=_give_signs_of_life, args=(claim, over), daemon=True).start()
-    try:
-        if now != {name: spec["versions"][name] for name in now}:
-            raise ValueError("the code on this worker is not that which the sweep was planned with; start it again")
-        with gpus.reserved(spec["device"]) as gpu:
-            _execute(spec, claim, on_gpu=gpu is not None)
-        over.set()
-        return {"state": "done", "records": claim.hand_in()}
-    except TakenError:
-        return {"state": "elsewhere"}
-    except Exception as error:
-        over.set()
-        message = (
-            f"{type(error).__name__}: {error}" if not hasattr(error, "ename") else f"{error.ename}: {error.evalue}"
-        )
-        trace = _trace(error.path) if hasattr(error, "ename") else traceback.format_exc()
-        try:
-            claim.fail(message, trace)
-        except TakenError:
-            return {"state": "elsewhere"}
-        return {"state": "failed", "error": message}
 
 
-def _execute(spec: dict[str, Any], claim: Claim, *, on_gpu: bool) -> None:
-    """Execute the chapter in a kernel that inherits these variables; its records stay aside until the run has ended well."""
-    os.environ["GLBOOK_SWEEP"] = json.dumps({"key": spec["key"], **spec["versions"]})
-    os.environ["GLBOOK_RECORDS"] = str(claim.records_folder())
+def _execute(spec: dict[str, Any], staged: Path, *, on_gpu: bool) -> None:
+    """Execute the chapter in a kernel that inherits these variables, with its records staged."""
+    os.environ["GLBOOK_SWEEP"] = json.dumps({name: spec[name] for name in ("key", "data_version")})
+    os.environ["GLBOOK_RECORDS"] = str(staged)
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if not on_gpu:
         for library in ("OMP", "MKL", "OPENBLAS", "NUMBA"):
             os.environ[f"{library}_NUM_THREADS"] = str(spec["threads"])
     session = f"{spec['chapter']}-{datetime.now():%Y%m%d-%H%M%S}-{os.urandom(3).hex()}"
-    notebook = records.project_root() / "_build" / "runs" / f"{session}.ipynb"
+    notebook = Path(spec["root"]) / "_build" / "runs" / f"{session}.ipynb"
     notebooks.execute(spec["chapter"], spec["given"], notebook, session=session, whole=False, progress=False)
-
-
-def _give_signs_of_life(claim: Claim, over: threading.Event) -> None:
-    """Until the run is over. If it is taken over before, this process and its kernel have nothing left to do."""
-    while not over.wait(HEARTBEAT):
-        if not claim.is_mine():
-            os._exit(0)
-        claim.give_sign_of_life()
 
 
 def _trace(notebook: Path) -> str:

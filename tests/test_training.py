@@ -1,6 +1,7 @@
 """The training loop: what it learns, what it promises about seeds, held-out classes, interruptions and bad input."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -140,14 +141,15 @@ def test_the_wall_time_of_an_interrupted_run_adds_up(pictures, project, steps):
 
 @pytest.mark.parametrize("change", ["data", "results", "settings"])
 def test_a_run_with_other_data_results_or_settings_starts_anew(pictures, project, monkeypatch, steps, change):
-    settings = config(pictures)
+    shutil.copytree(pictures, project / "pictures")
+    settings = config(project / "pictures")
     steps.interrupted(settings, BATCHES + 1)
     if change == "data":
-        monkeypatch.setattr(experiment, "data_version", lambda dataset: "other images")
+        Image.new("L", (32, 32)).save(project / "pictures" / "class02" / "3.png")
     elif change == "results":
         monkeypatch.setattr(resume, "RESULTS_VERSION", -1)
     else:
-        settings = config(pictures, weight_decay=0.5)
+        settings = config(project / "pictures", weight_decay=0.5)
     training.run(settings, progress=False)
     assert steps.count == 2 * BATCHES
 
@@ -254,6 +256,14 @@ def test_bad_settings_are_refused_before_anything_is_written(pictures, project, 
     with pytest.raises(ValueError, match=message):
         training.run(config(pictures, **changes), progress=False)
     assert files(project) == ["_config.yml"]
+
+
+def test_an_unreadable_image_is_left_out_and_named(pictures, project):
+    shutil.copytree(pictures, project / "pictures")
+    (project / "pictures" / "class02" / "3.png").write_bytes(b"\x89PNG no image")
+    with pytest.warns(UserWarning, match="1 left out: class02/3.png"):
+        run = training.run(config(project / "pictures", epochs=1), progress=False)
+    assert len(run.history) == 1
 
 
 def test_diverged_training_is_named(pictures, project):

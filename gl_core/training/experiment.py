@@ -13,19 +13,12 @@ from gl_core import datasets, devices, distributed, models
 from gl_core.datasets import RetrievalDataset
 from gl_core.datasets.protocol import headline
 from gl_core.datasets.store import ImageStore
+from gl_core.datasets.version import data_version
 from gl_core.loss import CrossEntropyLoss
 from gl_core.training import checkpoints, records, resume
 from gl_core.training.components import build_loss, build_model, image_store, place
 from gl_core.training.config import Config
 from gl_core.training.loop import evaluate, fit, held_out_metrics, sampler_of, score
-
-try:
-    from gl_core.datasets.version import data_version  # pyright: ignore[reportMissingImports]
-except ImportError:
-
-    def data_version(dataset: RetrievalDataset) -> str:
-        return repr(dataset)
-
 
 __all__ = ["Run", "run"]
 

@@ -69,7 +69,9 @@ class _Losses(torch.autograd.Function):
     def forward(ctx, W, logits, labels, anchors, num_iterations, temperature, cross_entropy_weight):
         rows = _ordinary(anchors)
         z = logits.to(W.dtype)
-        S = torch.softmax(_take(z, rows) / temperature, dim=1)
+        S = _take(z, rows)
+        # In place where it is a copy: memory that is newly mapped costs more than the arithmetic.
+        S = torch.softmax(S / temperature if rows is None else S.div_(temperature), dim=1)
         if num_iterations == 1:
             X, R, h = S, None, None
         else:
@@ -241,7 +243,7 @@ def _take(x: Float[Tensor, "n c"], rows: Int[Tensor, " m"] | None) -> Float[Tens
 
 
 def _square(x: Float[Tensor, "n n"], rows: Int[Tensor, " m"] | None) -> Float[Tensor, "m m"]:
-    return x if rows is None else x[rows[:, None], rows]
+    return x if rows is None else x.index_select(0, rows).index_select(1, rows)
 
 
 def _spread(x: Float[Tensor, "m c"], rows: Int[Tensor, " m"] | None, n: int) -> Float[Tensor, "n c"]:
@@ -258,6 +260,4 @@ def _join(
     """Entries of ordinary images: `free` where the other image is ordinary too, `to_labels` where it is an anchor."""
     if rows is None:
         return torch.where(anchors, to_labels, free)
-    joined = _spread(to_labels, rows, len(anchors))
-    joined[rows[:, None], rows] = free
-    return joined
+    return _spread(to_labels.index_copy(1, rows, free), rows, len(anchors))

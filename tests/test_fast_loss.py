@@ -185,7 +185,8 @@ def test_there_is_no_second_derivative(num_iterations):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("num_iterations", fast_loss.ITERATIONS)
-def test_autocast_stays_within_a_percent(dtype, num_iterations):
+@pytest.mark.parametrize("backward_inside", [False, True])
+def test_autocast_stays_within_a_percent(dtype, num_iterations, backward_inside):
     torch.manual_seed(0)
     loss = GroupLoss(2000, 32, num_iterations=num_iterations, path="fast")
     features, labels = torch.randn(54, 32), torch.arange(54) // 9
@@ -195,35 +196,16 @@ def test_autocast_stays_within_a_percent(dtype, num_iterations):
         loss.zero_grad()
         with torch.autocast("cpu", dtype, enabled=enabled):
             value = loss(embeddings.to(dtype) if enabled else embeddings, labels)
-        value.backward()
+            if backward_inside:
+                value.backward()
+        if not backward_inside:
+            value.backward()
         assert value.dtype == torch.float32
         found[enabled] = value.detach(), embeddings.grad, loss.classifier.weight.grad
     torch.testing.assert_close(found[True][0], found[False][0], rtol=0.01, atol=0)
     for half, exact in zip(found[True][1:], found[False][1:], strict=True):
         assert half.isfinite().all()
         assert (half - exact).norm() <= 0.05 * exact.norm()
-
-
-@pytest.mark.parametrize("cross_entropy_weight", [0.0, 1.0])
-@pytest.mark.parametrize("num_iterations", fast_loss.ITERATIONS)
-def test_the_gradient_is_the_same_inside_autocast(num_iterations, cross_entropy_weight):
-    torch.manual_seed(0)
-    settings = {"num_iterations": num_iterations, "path": "fast", "cross_entropy_weight": cross_entropy_weight}
-    loss = GroupLoss(2000, 32, **settings)
-    features, labels = torch.randn(54, 32), torch.arange(54) // 9
-    found = {}
-    for inside in (False, True):
-        embeddings = features.clone().requires_grad_()
-        with torch.autocast("cpu", torch.bfloat16):
-            value = loss(embeddings, labels)
-            if inside:
-                value.backward()
-        if not inside:
-            value.backward()
-        found[inside] = embeddings.grad
-    # Outside, the classifier's product alone is in half precision; inside, that of its gradient too, and the
-    # similarity's.
-    assert (found[True] - found[False]).norm() <= 0.02 * found[False].norm()
 
 
 class PeakMemory(TorchDispatchMode):

@@ -11,6 +11,7 @@ import math
 import numbers
 import threading
 from collections.abc import Collection
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -152,7 +153,7 @@ def matrix(name: str, tensor: Tensor, rows: int | None = None, values: Values = 
 
 def labels(
     name: str,
-    labels: Tensor,
+    labels: Any,
     length: int | None = None,
     num_classes: int | None = None,
     values: Values = AT_ONCE,

@@ -103,12 +103,11 @@ class _Settings:
         values: _checks.Values,
     ) -> Float[Tensor, " n"]:
         """The terms of the loss, of arguments whose values have been checked."""
-        own_similarity = callable(self.similarity)
-        similarity = self.similarity if own_similarity else SIMILARITIES[self.similarity]
+        similarity = SIMILARITIES[self.similarity] if isinstance(self.similarity, str) else self.similarity
         with without_autocast(logits), _checks.values_known():
             features, _ = at_least_float32(features, logits[:0])
             W = similarity(features)
-            if own_similarity:
+            if not isinstance(self.similarity, str):
                 _checks.square("similarity", W, "features", len(features), values)
             batch = W, logits, labels, select_anchors(labels, self.num_anchors)
             settings = self.num_iterations, self.temperature, self.cross_entropy_weight

@@ -95,13 +95,13 @@ class GroupSampler(BatchSampler):
         self.set_epoch(0)
 
     @property
-    def batch_size(self) -> int:
+    def batch_size(self) -> int:  # type: ignore[override]  # it depends on how many processes there are
         """Images in a batch of this process."""
         part = self._part()
         return part.stop - part.start
 
     @property
-    def sampler(self) -> "GroupSampler":
+    def sampler(self) -> "GroupSampler":  # type: ignore[override]
         """Itself: where frameworks look for the `set_epoch` of a batch sampler."""
         return self
 
@@ -152,7 +152,7 @@ class GroupSampler(BatchSampler):
         classes_of_batches = self._choose_classes(random)
         sets = [self._cut(images, random) for images in self._images]
         for classes in classes_of_batches:
-            batch = []
+            batch: list[int] = []
             for label in classes:
                 # A class that is shown more often than it has sets is shuffled and cut anew.
                 if not sets[label]:

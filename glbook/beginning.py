@@ -1,5 +1,7 @@
 """How every chapter begins."""
 
+import warnings
+
 from gl_core.training import records
 from glbook import plots
 
@@ -15,4 +17,6 @@ def begin() -> None:
     root = records.project_root()
     if not (root / "_config.yml").is_file():
         raise ValueError(f"{root}: is not in the book's folder; go there, or give papermill --cwd FOLDER")
+    # A reader wants to know what was left out, not which line of the library said so.
+    warnings.formatwarning = lambda message, *_, **__: f"{message}\n"
     plots.use_book_style()

@@ -4,6 +4,7 @@ import argparse
 import os
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 
 from glbook.commands import data, pages, results, search, short, sweep, training
@@ -22,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Threads that wait without spinning, here and in the kernels: on a machine that others use too, training is several
     # times faster for it. Read once, when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    warnings.formatwarning = lambda message, *_, **__: f"glbook: {message}\n"
     try:
         return options.command(options)
     except KeyboardInterrupt:

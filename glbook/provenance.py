@@ -1,5 +1,6 @@
 """Where a result comes from, and the command that makes it again."""
 
+import contextlib
 import html
 import json
 import re
@@ -92,13 +93,14 @@ def command(config: "Config | Mapping[str, Any]", *, chapter: str = "training", 
         chapter, keep, recorded = config["chapter"], config["purpose"], config["config"]
         config = Config(**{name: setting(recorded, name) for name in Config.names()})
     given = config.as_dict()
-    if _resolved(given) != config:
-        lost = [name for name, value in given.items() if value is None and getattr(_resolved(given), name) is not None]
+    made = Config.resolve(**given)
+    if made != config:
+        lost = [name for name, value in given.items() if value is None and getattr(made, name) is not None]
         raise ValueError(f"{lost[0]}=None: no command gives it, because None stands for the default")
     for name in [name for name in given if name not in ALWAYS_GIVEN]:
         fewer = {other: value for other, value in given.items() if other != name}
-        if _resolved(fewer) == config:
-            given = fewer
+        with contextlib.suppress(ValueError):
+            given = fewer if Config.resolve(**fewer) == config else given
     words = ["glbook", "run", chapter]
     for name, value in given.items():
         words += ["-p", name, value if isinstance(value, str) else json.dumps(value)]
@@ -121,22 +123,3 @@ def commands(table: "pd.DataFrame", sweep: str | None = None) -> "Markdown":
         f"<details><summary>The commands of all {len(lines)} runs</summary>"
         f'<pre style="white-space: pre-wrap; font-size: 75%">{listed}</pre></details>'
     )
-
-
-def _resolved(given: Mapping[str, Any]) -> "Config | None":
-    from gl_core.training.config import Config
-
-    try:
-        return Config.resolve(**given)
-    except ValueError:
-        return None
-
-
-def _distinct(values: Sequence) -> list[str]:
-    return list(dict.fromkeys("unknown" if value is None else str(value) for value in values))
-
-
-def _short(commit: str) -> str:
-    """The first digits of a commit; what follows a dash (changed files) stays."""
-    number, _, changed = commit.partition("-")
-    return number[:9] + (" with local changes" if changed else "")

@@ -10,7 +10,7 @@ import nbformat
 import pytest
 from stub_book import PARAMETERS, ROOT, chapter_of, make_book
 
-from glbook import chapters, notebooks
+from glbook import begin, chapters, notebooks
 
 # An environment in which nobody has activated anything but this Python's folder of commands.
 ENVIRONMENT = os.environ | {"PATH": os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]}
@@ -40,10 +40,10 @@ def test_a_chapter_is_found_by_name(book):
 
 def test_a_chapter_begins_in_the_folder_of_a_book_or_says_so(book, tmp_path, monkeypatch):
     """Installed apart from the book, the library does not know where it is."""
-    chapters.begin()
+    begin()
     monkeypatch.setattr("gl_core.training.records.project_root", lambda: tmp_path)
     with pytest.raises(ValueError, match="is not in the book's folder; go there, or give papermill --cwd FOLDER"):
-        chapters.begin()
+        begin()
 
 
 def execute(source: str, given: dict, output, **options):

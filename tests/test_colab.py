@@ -13,10 +13,10 @@ import pytest
 import torch
 import yaml
 from stub_book import ROOT
-from test_layout import CHAPTERS, NOTEBOOKS, tracked
+from test_repository import NOTEBOOKS, tracked
 
 URL = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["url"]
-WHOLE = [path.stem for path in CHAPTERS] if os.environ.get("COLAB_ALL") else ["task", "photographs"]
+WHOLE = [path.stem for path in NOTEBOOKS] if os.environ.get("COLAB_ALL") else ["task", "photographs"]
 # Executes some cells of a notebook, and then says what it ran with.
 RUN = """
 import sys, nbformat, nbclient

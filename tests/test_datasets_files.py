@@ -17,7 +17,7 @@ from image_trees import grey_values, png, tree, write, write_tar, write_zip
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from gl_core import datasets
+from gl_core import _files, datasets
 from gl_core.datasets import cache, decoding, version
 from gl_core.datasets.archive import open_files
 from gl_core.datasets.base import RetrievalDataset, tabulate
@@ -367,7 +367,7 @@ def test_files_of_a_moment_ago_are_read_again(tmp_path):
 
 def test_what_cannot_be_written_whole_is_not_written_and_named(tmp_path):
     (tmp_path / "a").write_text("as it was")
-    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/a'"), cache.atomic_write(tmp_path / "a"):
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/a'"), _files.atomic_write(tmp_path / "a"):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert os.listdir(tmp_path) == ["a"] and (tmp_path / "a").read_text() == "as it was"
 

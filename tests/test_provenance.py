@@ -98,6 +98,8 @@ SETTINGS = st.fixed_dictionaries(
 @settings(max_examples=40)
 @given(SETTINGS)
 def test_the_command_of_a_configuration_runs_that_configuration(chosen):
+    if chosen.get("method") == "cross_entropy":
+        chosen.pop("temperature", None)  # which does nothing there, and is refused
     config = Config.resolve(**chosen)
     line = provenance.command(config)
     assert configuration_of(line) == config
@@ -136,9 +138,9 @@ def test_every_sweep_of_the_book_plans_distinct_runs_that_can_be_commanded(path)
 
 
 def test_a_command_says_no_more_than_is_needed():
-    config = Config.resolve(dataset="cars196_half", method="cross_entropy", num_anchors=3, seed=4)
+    config = Config.resolve(dataset="cars196_half", num_anchors=3, seed=4)
     assert provenance.command(config, keep=None) == (
-        "glbook run training -p dataset cars196_half -p method cross_entropy -p num_anchors 3 -p seed 4"
+        "glbook run training -p dataset cars196_half -p method group_loss -p num_anchors 3 -p seed 4"
     )
 
 

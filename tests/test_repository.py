@@ -193,7 +193,7 @@ class TestNotebook:
         cells = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
         tags = [cell.metadata.get("tags", []) for cell in cells]
         assert "setup" in tags[0] and "parameters" in tags[1]
-        assert "Config.from_parameters(globals())" in cells[2].source
+        assert "Config.from_parameters(globals())" in cells[3].source
 
 
 GREEK = (

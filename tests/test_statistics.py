@@ -9,6 +9,7 @@ import pytest
 from made_records import record
 from scipy import stats
 
+from gl_core.training import records
 from glbook import runs, statistics, tuning
 
 

@@ -101,7 +101,9 @@ class Folder(ImageFiles):
 
     def __init__(self, root: Path, *, search: bool = True) -> None:
         super().__init__(root)
-        own, linked, seen = [""] if search else [], [], set()
+        own = [""] if search else []
+        linked: list[str] = []
+        seen: set[tuple[int, int]] = set()
         while own or linked:
             inside = own.pop() if own else linked.pop(0)
             try:

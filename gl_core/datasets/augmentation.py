@@ -1,6 +1,7 @@
 """Random variations of a batch of images in training, made on the device that trains."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -106,7 +107,7 @@ def _person(n: int, generator: torch.Generator | None, height: int, width: int) 
     return torch.stack(rows, 1)
 
 
-AUGMENTATIONS = {"none": None, "photo": _photo, "crop": _crop, "person": _person, "drawing": _drawing}
+AUGMENTATIONS: dict[str, Any] = {"none": None, "photo": _photo, "crop": _crop, "person": _person, "drawing": _drawing}
 
 
 def _erase(

@@ -12,12 +12,13 @@ are taken from `devkit/cars_meta.mat` where it is there.
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from gl_core._extras import require
 from gl_core.datasets.archive import Folder
-from gl_core.datasets.base import RetrievalDataset, tabulate
+from gl_core.datasets.base import ImageSource, RetrievalDataset, tabulate
 from gl_core.datasets.listed import Cropped, find_layout
 
 __all__ = ["load"]
@@ -37,6 +38,7 @@ def load(root: str | os.PathLike | None = None, *, crop: bool = False) -> Retrie
         FileNotFoundError: one is missing.
     """
     folder, layout = find_layout(root, EXPECTED, [ONE_FILE, DEVKIT], [".", "stanford_cars"])
+    annotations: Any
     if layout == 0:
         annotations = _annotations(folder / ONE_FILE[0])
         paths = [str(path) for path in annotations["relative_im_path"]]
@@ -55,7 +57,7 @@ def load(root: str | os.PathLike | None = None, *, crop: bool = False) -> Retrie
     }
     train = [name for number, name in name_of.items() if number <= TRAIN_CLASSES]
     test = [name for number, name in name_of.items() if number > TRAIN_CLASSES]
-    images = Folder(folder, search=False)
+    images: ImageSource = Folder(folder, search=False)
     if crop:
         left, top, right, bottom = (annotations[side].astype(float) for side in SIDES)
         # MATLAB counts pixels from 1, and both ends are part of the box.

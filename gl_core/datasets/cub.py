@@ -12,7 +12,7 @@ import os
 import numpy as np
 
 from gl_core.datasets.archive import Folder
-from gl_core.datasets.base import RetrievalDataset, tabulate
+from gl_core.datasets.base import ImageSource, RetrievalDataset, tabulate
 from gl_core.datasets.listed import Cropped, find_layout, read_columns
 
 __all__ = ["load"]
@@ -43,15 +43,15 @@ def load(root: str | os.PathLike | None = None, *, crop: bool = False) -> Retrie
         [name_of[number] for number in sorted(name_of) if (number <= TRAIN_CLASSES) == trained]
         for trained in (True, False)
     )
-    images = Folder(folder / "images", search=False)
+    images: ImageSource = Folder(folder / "images", search=False)
     if crop:
         if not (folder / BOXES).is_file():
             raise FileNotFoundError(f"crop={crop}: takes {folder / BOXES}, which is not there")
         boxed, *sides = read_columns(folder / BOXES, 5)
         left, top, width, height = np.array(sides, dtype=float)
-        boxes = zip(left.tolist(), top.tolist(), (left + width).tolist(), (top + height).tolist(), strict=True)
+        sides_of = zip(left.tolist(), top.tolist(), (left + width).tolist(), (top + height).tolist(), strict=True)
         path_of = dict(zip(ids, paths, strict=True))
-        boxes = {path_of[number]: box for number, box in zip(boxed, boxes, strict=True) if number in path_of}
+        boxes = {path_of[number]: box for number, box in zip(boxed, sides_of, strict=True) if number in path_of}
         images = Cropped(images, boxes)
     table, class_names = tabulate(paths, [name_of[number] for number in numbers], train, test)
     return RetrievalDataset("cub", table, class_names, images)

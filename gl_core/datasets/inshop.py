@@ -33,8 +33,8 @@ def load(root: str | os.PathLike | None = None) -> RetrievalDataset:
     folder, layout = find_layout(root, EXPECTED, [FLAT, NESTED])
     path = folder / (FLAT, NESTED)[layout][0]
     # The number of images, then image_name item_id evaluation_status
-    paths, items, parts = read_columns(path, 3, header=2)
-    parts = np.array(parts)
+    paths, items, statuses = read_columns(path, 3, header=2)
+    parts = np.array(statuses)
     unknown = ~np.isin(parts, PARTS)
     if unknown.any():
         raise ValueError(f"{path}: {str(parts[unknown][0])!r} is no part: must be one of {', '.join(PARTS)}")

@@ -59,7 +59,7 @@ def find_layout(
         FileNotFoundError: no layout is complete; names what is missing from the likeliest.
     """
     root = existing(root, expected)
-    missing = []
+    missing: list[tuple[bool, int, list[str]]] = []
     for folder in folders:
         for number, layout in enumerate(layouts):
             lacking = [path for path in layout if not (root / folder / path).exists()]

@@ -22,7 +22,8 @@ def from_folders(name: str, folder: Path) -> RetrievalDataset:
     Raises:
         ValueError: an image has another name.
     """
-    paths, persons, cameras, parts, left_out = [], [], [], [], {}
+    paths, persons, cameras, parts = [], [], [], []
+    left_out: dict[str, str] = {}
     for part in FOLDERS:
         files = Folder(folder / part)
         left_out |= {f"{part}/{path}": reason for path, reason in files.left_out.items()}

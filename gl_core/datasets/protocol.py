@@ -1,6 +1,6 @@
 """By which protocol a data set is judged: its table says."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -52,17 +52,17 @@ def judge(
     """
     labels = torch.from_numpy(dataset.labels)
     parts = query_and_gallery(dataset)
-    given = {"metric": metric, "distances": distances, "shared": shared}
+    given: dict[str, Any] = {"metric": metric, "distances": distances, "shared": shared}
     if parts is None:
         metrics = retrieval_metrics(embeddings, labels, **given)
         return metrics | clustering_metrics(embeddings, labels, metric=metric) if cluster else metrics
     query, gallery = (torch.from_numpy(part) for part in parts)
     if "camera" in dataset.table:
         cameras = torch.from_numpy(dataset.table["camera"].to_numpy(np.int64, copy=True))
-        sides = ((embeddings[part.to(embeddings.device)], labels[part], cameras[part]) for part in (query, gallery))
-        return reid_metrics(*next(sides), *next(sides), **given)
-    sides = ((embeddings[part.to(embeddings.device)], labels[part]) for part in (query, gallery))
-    metrics = retrieval_metrics(*next(sides), *next(sides), **given)
+        persons = [(embeddings[part.to(embeddings.device)], labels[part], cameras[part]) for part in (query, gallery)]
+        return reid_metrics(*persons[0], *persons[1], **given)
+    sides = [(embeddings[part.to(embeddings.device)], labels[part]) for part in (query, gallery)]
+    metrics = retrieval_metrics(*sides[0], *sides[1], **given)
     if cluster:
         both = torch.cat([query, gallery])
         metrics |= clustering_metrics(embeddings[both.to(embeddings.device)], labels[both], metric=metric)

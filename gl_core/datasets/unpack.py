@@ -73,9 +73,9 @@ def _members(archive: Path, stack: ExitStack) -> Iterator[tuple[str, IO[bytes]]]
                 with opened.open(member) as content:
                     yield member.filename, content
         return
-    opened = stack.enter_context(tarfile.open(archive, "r:*"))
-    for member in opened:
-        if not (member.isreg() or member.isdir()):
-            raise ValueError(f"{archive}: {member.name!r} is a link or device: the archive is refused")
-        if member.isreg():
-            yield member.name, opened.extractfile(member) or io.BytesIO()
+    tar = stack.enter_context(tarfile.open(archive, "r:*"))
+    for entry in tar:
+        if not (entry.isreg() or entry.isdir()):
+            raise ValueError(f"{archive}: {entry.name!r} is a link or device: the archive is refused")
+        if entry.isreg():
+            yield entry.name, tar.extractfile(entry) or io.BytesIO()

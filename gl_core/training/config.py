@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Self, TypeVar, get_origin
 
 from gl_core import _checks, datasets
@@ -38,7 +38,7 @@ NotNegative = Annotated[float, Field(ge=0)]
 
 def _errors_in_one_line(config: C) -> C:
     """Let a class of settings refuse what pydantic refuses with a ValueError of one line."""
-    construct = config.__init__
+    construct: Callable[..., None] = vars(config)["__init__"]
 
     @functools.wraps(construct)
     def __init__(self, **settings: Any) -> None:
@@ -58,7 +58,7 @@ def _errors_in_one_line(config: C) -> C:
             return f"unknown setting {name!r}: must be one of {known}{did_you_mean(str(name), declared)}"
         return refusal(str(name), error["input"], declared[name])
 
-    config.__init__ = __init__  # pyright: ignore[reportAttributeAccessIssue]
+    setattr(config, "__init__", __init__)  # noqa: B010
     return config
 
 

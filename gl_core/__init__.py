@@ -1,7 +1,7 @@
 """Deep metric learning by differentiable label propagation: the Group Loss and what surrounds it.
 
-The idea is in `propagation`, on two screens, and the loss in `loss`. Around it: `sampling`, `evaluation`, `rerank`, `models`,
-`datasets`, `inference` (Group Loss++) and `training`.
+The idea is in `propagation`, on two screens, and the loss in `loss`. Around it: `sampling`, `evaluation`, `rerank`,
+`models`, `datasets`, `inference` (Group Loss++) and `training`.
 """
 
 from gl_core._lazy import lazily

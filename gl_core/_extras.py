@@ -1,4 +1,4 @@
-"""Optional packages: imported where they are used, and named with the command that installs them where they are missing."""
+"""Optional packages: imported where they are used; one that is missing is named with the command that installs it."""
 
 from importlib import import_module
 from types import ModuleType

@@ -123,3 +123,13 @@ def commands(table: "pd.DataFrame", sweep: str | None = None) -> "Markdown":
         f"<details><summary>The commands of all {len(lines)} runs</summary>"
         f'<pre style="white-space: pre-wrap; font-size: 75%">{listed}</pre></details>'
     )
+
+
+def _distinct(values: Sequence) -> list[str]:
+    return list(dict.fromkeys("unknown" if value is None else str(value) for value in values))
+
+
+def _short(commit: str) -> str:
+    """The first digits of a commit; what follows a dash (changed files) stays."""
+    number, _, changed = commit.partition("-")
+    return number[:9] + (" with local changes" if changed else "")

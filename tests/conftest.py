@@ -34,8 +34,8 @@ def pytest_terminal_summary(terminalreporter, config):
 def shared() -> Path:
     """The folder `../shared` with reference arrays and images that are not part of the repository.
 
-    A reader's machine does not have it, so the tests that need it skip there; on the project's own CI its absence would hide
-    a gap.
+    A reader's machine does not have it, so the tests that need it skip there; on the project's own CI its
+    absence would hide a gap.
     """
     folder = ROOT.parent / "shared"
     if not folder.is_dir():

@@ -1,4 +1,4 @@
-"""The machinery of the benchmarks: sides are compared before they are timed, memory is that of one call, a table is no run."""
+"""The machinery of the benchmarks: sides are compared before they are timed, memory is that of one call."""
 
 import json
 import time

@@ -286,7 +286,7 @@ def test_an_unchanged_book_is_not_built_again(built):
 
 @pytest.mark.xdist_group("build")
 def test_the_book_is_printed(built):
-    """Every chapter is in it, with formulas, pictures and solutions; a reader of PDF finds the chapters by their titles."""
+    """Every chapter is in it, with formulas, pictures and solutions; the outline has their titles."""
     from pypdf import PdfReader
 
     done = subprocess.run(

@@ -203,7 +203,7 @@ GREEK = (
 
 
 def symbols(text: str) -> set[str]:
-    """The letters that stand for something in the formulas of a page, without indices of their own, words and operators."""
+    """The letters that stand for something in the formulas of a page, without words and operators."""
     text = re.sub(r"^```.*?^```|`[^`\n]*`", "", text, flags=re.MULTILINE | re.DOTALL)
     found = set()
     for displayed, inline in re.findall(r"\$\$(.+?)\$\$|(?<![\\$])\$([^$]+?)\$", text, re.DOTALL):
@@ -216,7 +216,8 @@ def symbols(text: str) -> set[str]:
 
 
 def test_formulas_are_told_from_text():
-    text = "$$\\max_{i} \\tau x^2 \\text{ if } \\mathcal{A}_c$$ costs \\$5 and `$HOME` and $\\bar\\pi$\n```sh\n$p $q\n```\n"
+    text = "$$\\max_{i} \\tau x^2 \\text{ if } \\mathcal{A}_c$$ costs \\$5 and `$HOME` and $\\bar\\pi$\n"
+    text += "```sh\n$p $q\n```\n"
     assert symbols(text) == {"i", "\\tau", "x", "\\mathcal{A}", "c", "\\pi"}
 
 

@@ -20,7 +20,9 @@ kept.write_text(
     "".join(f"{it}=={version(it)}\n" for it in ("torch", "torchvision"))
 )
 pip = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", kept]
-subprocess.run([*pip, f"{book}[all]"], check=True)
+# Editable, so that a kernel that is started again finds the records, too.
+subprocess.run([*pip, "--editable", f"{book}[all]"], check=True)
+sys.path.insert(0, str(book))
 importlib.invalidate_caches()
 os.chdir(book)
 if torch.cuda.is_available():

@@ -50,8 +50,8 @@ serve: setup
 pdf: setup browser
 	@$(BIN)/glbook pdf
 
-# Tests run side by side, each on one thread: they are small, and threads that share a core only wait for each other.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup
+# Files of tests run side by side, each on one thread: the tests are small, and threads that share a core wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 check: setup
 	$(BIN)/ruff check .

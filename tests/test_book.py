@@ -274,7 +274,6 @@ def test_links_inside_the_book_lead_somewhere(built):
             assert not anchor or target not in anchors or anchor in anchors[target], f"{name}: {link}"
 
 
-@pytest.mark.xdist_group("build")
 def test_an_unchanged_book_is_not_built_again(built):
     before = {path: path.stat().st_mtime_ns for path in built.rglob("*")}
     done = subprocess.run(
@@ -284,7 +283,6 @@ def test_an_unchanged_book_is_not_built_again(built):
     assert "making pages" not in done.stderr and "_build/html/index.html" in done.stdout
 
 
-@pytest.mark.xdist_group("build")
 def test_the_book_is_printed(built):
     """Every chapter is in it, with formulas, pictures and solutions; the outline has their titles."""
     from pypdf import PdfReader

@@ -10,7 +10,7 @@ from stub_book import make_book
 
 from glbook import pdf
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("stub")]
+pytestmark = pytest.mark.slow
 
 PROSE = """## A formula, a table and a citation
 

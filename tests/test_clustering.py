@@ -107,9 +107,9 @@ def test_a_shared_offset_costs_no_digits():
         ({"k": 2, "max_iterations": -1}, "max_iterations=-1: must be a whole number"),
         ({"k": 2, "tolerance": 1.0}, r"tolerance=1.0: must be in \[0, 1\)"),
         ({"k": 2, "chunk_size": 0}, "chunk_size=0: must be a whole number, 1 or more"),
-        ({"k": 2, "x": torch.full((6, 1), torch.nan)}, "x: row 0 holds NaN or infinity"),
+        ({"k": 2, "x": torch.full((6, 1), torch.nan)}, r"x\[0, 0\]=nan: must be finite"),
         ({"k": 2, "x": torch.tensor([[0.0], [1e20], [0.0]])}, "x: row 0 is too long for torch.float32"),
-        ({"k": 2, "x": torch.zeros(6)}, r"x has shape \(6,\): must be a matrix"),
+        ({"k": 2, "x": torch.zeros(6)}, r"x has shape \(6,\) .*: must be a matrix"),
     ],
 )
 def test_errors_name_what_is_wrong(arguments, message):

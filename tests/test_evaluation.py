@@ -335,9 +335,9 @@ def with_entry(value):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: nearest_neighbours(X[0]), r"query has shape \(2,\): must be a matrix"),
+        (lambda: nearest_neighbours(X[0]), r"query has shape \(2,\) .*: must be a matrix"),
         (lambda: nearest_neighbours(X, X[:, :1]), "gallery has 1 columns: must have 2"),
-        (lambda: nearest_neighbours(with_entry(np.nan)), "query: row 2 holds NaN or infinity"),
+        (lambda: nearest_neighbours(with_entry(np.nan)), r"query\[2, 1\]=nan: must be finite"),
         (lambda: nearest_neighbours(X, with_entry(1e20), metric="euclidean"), "gallery: row 2 is too long"),
         (lambda: nearest_neighbours(X, k=0), "k=0: must be a whole number, 1 or more"),
         (lambda: nearest_neighbours(X, k=4), "k=4: must be at most 3"),
@@ -345,9 +345,8 @@ def with_entry(value):
         (lambda: nearest_neighbours(X, metric="dot"), "metric='dot': must be one of cosine, euclidean"),
         (lambda: retrieval_metrics(X, [0, 1]), "query_labels has 2 entries: must have 4"),
         (lambda: retrieval_metrics(X, L, X, [0, 1]), "gallery_labels has 2 entries: must have 4"),
-        (lambda: retrieval_metrics(X, [0.0, 0.0, 1.0, 1.0]), "query_labels has dtype float64: must be whole numbers"),
+        (lambda: retrieval_metrics(X, [0.0, 0.0, 1.0, 1.0]), "query_labels has .*: must be a vector of"),
         (lambda: retrieval_metrics(X, torch.zeros(4)), "query_labels has .* dtype torch.float32: must be a vector of"),
-        (lambda: retrieval_metrics(X, np.full(4, 2**63, "uint64")), r"holds 9223372036854775808: must be less than 2"),
         (lambda: retrieval_metrics(X, L, X, [1, 1, 0, 0]), "gallery_labels: must be equal to query_labels"),
         (lambda: retrieval_metrics(X, L, X[:3], L[:3], same_images=True), "gallery has 3 rows: must have 4"),
         (lambda: retrieval_metrics(X, L, X), "gallery and gallery_labels: must be given together"),

@@ -159,7 +159,7 @@ def test_identical_images(images):
         ({"top_k": 0}, "top_k=0"),
         ({"chunk_size": 0}, "chunk_size=0"),
         ({"gallery": np.ones((3, 9))}, "gallery has 9 columns: must have 2"),
-        ({"query": np.full((3, 2), np.nan)}, "query: row 0 holds NaN"),
+        ({"query": np.full((3, 2), np.nan)}, r"query\[0, 0\]=nan"),
         ({"query": np.ones((1, 2))}, "query holds a single image"),
     ],
 )

@@ -1,7 +1,7 @@
 """k-means, and how well its clusters agree with the classes.
 
-Written for thousands of clusters: distances come from matrix products, chunk by chunk; seeding takes several centres at
-a time when there are many; and the chance term of AMI is summed over distinct sizes instead of pairs of clusters.
+Written for thousands of clusters: distances come from matrix products, chunk by chunk, seeds several at a time, and the
+chance term of AMI is summed over distinct sizes instead of pairs of clusters.
 """
 
 import math
@@ -47,7 +47,7 @@ def clustering_metrics(
     """
     _checks.choice("metric", metric, ("cosine", "euclidean"))
     embeddings = as_rows("embeddings", embeddings)
-    labels = as_labels("labels", labels, len(embeddings))
+    labels = as_labels("labels", labels, len(embeddings), embeddings.device)
     num_classes = len(labels.unique())
     if num_classes == 1:
         raise ValueError(f"labels holds a single class, {int(labels[0])}: must hold at least two")
@@ -114,12 +114,8 @@ def kmeans(
     x = x - offset
     squared = squared_norms("x", x)
     with torch.autocast(x.device.type, enabled=False):
-        runs = (
-            _lloyd(
-                x, squared, _seed_centres(x, squared, k, generator, chunk_size), max_iterations, tolerance, chunk_size
-            )
-            for _ in range(restarts)
-        )
+        seeds = (_seed_centres(x, squared, k, generator, chunk_size) for _ in range(restarts))
+        runs = (_lloyd(x, squared, centres, max_iterations, tolerance, chunk_size) for centres in seeds)
         assignment, centres, inertia = min(runs, key=lambda run: run[2])
     return assignment, centres + offset, inertia
 
@@ -195,9 +191,8 @@ def _seed_centres(
 ) -> Float[Tensor, "k d"]:
     """k-means++: rows drawn with a chance proportional to the squared distance from the centres so far.
 
-    Of several draws the one that lowers the inertia most is taken. For many clusters a round adds several centres, each
-    the best of draws of its own: to read every row once for each centre would take longer than the iterations that
-    follow.
+    Of several draws the one that lowers the inertia most is taken. For many clusters a round adds several centres: to
+    read every row once for each centre would take longer than the iterations that follow.
     """
     draws = 2 + int(math.log(k))
     # No more distances at once than `chunk_size` rows have from all k centres.

@@ -197,9 +197,9 @@ class CrossEntropyLoss(nn.Module):
         self._deferred = _checks.Deferred()
 
     def check(self) -> None:
-        """Raise the ValueError of a batch that could not be checked without waiting for the device, if there was one.
+        """Raise the ValueError of a batch that was not checked at once, if there was one: why its loss is NaN.
 
-        Call it when the loss is read (that waits for the device anyway): where the loss is NaN this says why.
+        Call it when the loss is read, which waits for the device anyway.
         """
         self._deferred.check()
 
@@ -262,7 +262,7 @@ class GroupLoss(CrossEntropyLoss):
     Args:
         num_classes: C, training classes.
         embedding_size: d, length of an embedding.
-        num_anchors: anchors per class, below K so that there is something left to learn from; published 2 to 3.
+        num_anchors: anchors per class, below K; published 2 to 3.
         num_iterations: T; published 1.
         temperature: above 0; published 24 to 79. The default of 10 suits small networks.
         similarity: a name of `SIMILARITIES`, or a function of the embeddings.
@@ -306,7 +306,7 @@ class GroupLoss(CrossEntropyLoss):
 
 def _weights(indices_tuple: tuple[Tensor, ...], losses: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     """How often each image occurs among the mined indices, divided by the largest of these counts."""
-    counts = torch.zeros_like(losses, requires_grad=False)
-    for indices in indices_tuple:
-        counts = counts.index_add(0, indices, torch.ones_like(indices, dtype=counts.dtype))
+    mined = torch.cat(indices_tuple)
+    # `bincount` would make the host wait for a GPU.
+    counts = torch.zeros_like(losses).index_add(0, mined, torch.ones_like(mined, dtype=losses.dtype))
     return counts / counts.max()

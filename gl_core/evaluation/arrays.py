@@ -63,11 +63,10 @@ def squared_norms(name: str, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
 
 
 def common_offset(*sets: Float[Tensor, "n d"]) -> Float[Tensor, " d"] | None:
-    """A vector near all rows of these sets, which leaves their squared distances more digits when it is subtracted.
+    """A vector near all rows of these sets: subtracted, it leaves |q|^2 - 2 <q, g> + |g|^2 more digits of |q - g|^2.
 
-    |q|^2 - 2 <q, g> + |g|^2 loses the digits of |q - g|^2 where all rows share an offset larger than their spread. What
-    is subtracted is a multiple of a power of two above that spread: that is exact, and leaves rows around zero alone
-    (None).
+    It is a multiple of a power of two above the spread of the rows, so that subtracting it is exact; None for rows
+    around zero.
     """
     low = torch.stack([x.amin(dim=0) for x in sets]).amin(dim=0).double()
     high = torch.stack([x.amax(dim=0) for x in sets]).amax(dim=0).double()

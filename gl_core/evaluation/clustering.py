@@ -16,6 +16,8 @@ from gl_core.evaluation.arrays import Labels, Rows, as_labels, as_rows, squared_
 
 __all__ = ["clustering_metrics", "kmeans", "mutual_information"]
 
+Counts = Int[Tensor, "..."]
+
 CHUNK_BYTES = 64 * 2**20  # of distances held at once
 SEEDING_ROUNDS = 128
 
@@ -23,10 +25,9 @@ SEEDING_ROUNDS = 128
 def clustering_metrics(
     embeddings: Rows, labels: Labels, *, seed: int = 0, metric: str = "cosine", chunk_size: int | None = None
 ) -> dict[str, float]:
-    """How well k-means clusters of the embeddings agree with the classes; there are as many clusters as classes.
+    """How well k-means clusters of the embeddings, as many as classes, agree with these (see `mutual_information`).
 
     The clusters are the best of ten runs of `kmeans` where that is quick (n k up to a million), else those of one run.
-    The agreement is the normalised and the adjusted mutual information (see `mutual_information`).
 
     Args:
         embeddings: vectors (n, d).
@@ -126,8 +127,7 @@ def mutual_information(labels: Int[Tensor, " n"], clusters: Int[Tensor, " n"]) -
         NMI = I / M        AMI = (I - E[I]) / (M - E[I])        M = (H(classes) + H(clusters)) / 2
 
     I is the mutual information, H the entropy, and E[I] the mean of I over random partitions with the same sizes. NMI
-    lies in [0, 1] and grows with the number of clusters even when they are random; AMI is then 0 on average, and at
-    most 1.
+    lies in [0, 1] and grows with the number of random clusters; AMI, at most 1, is 0 for them on average.
 
     Source: Vinh, Epps and Bailey, "Information theoretic measures for clusterings comparison", JMLR 2010.
 
@@ -156,9 +156,7 @@ def mutual_information(labels: Int[Tensor, " n"], clusters: Int[Tensor, " n"]) -
     }
 
 
-def _information(
-    shared: Int[Tensor, "..."], a: Int[Tensor, "..."], b: Int[Tensor, "..."], n: int
-) -> Float[Tensor, "..."]:
+def _information(shared: Counts, a: Counts, b: Counts, n: int) -> Float[Tensor, "..."]:
     """What a class of size a and a cluster of size b that share so many of n items add to I."""
     shared = shared.double()
     return shared / n * (n * shared / (a * b)).log()

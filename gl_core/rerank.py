@@ -143,12 +143,11 @@ def _neighbourhoods(
     ranks = torch.empty(n, k + 1, dtype=torch.int32)
     farthest = torch.empty(n, dtype=pairs.query.dtype)
     ranks[:, 0] = torch.arange(n)
-    in_place = whole is not None and whole.shape == (n, n) and whole.device == pairs.device
-    for rows, similarity in pairs.chunks(chunk_size, kept=k, whole=whole if in_place else None):
+    for rows, similarity in pairs.chunks(chunk_size, kept=k):
         ranks[rows, 1:] = similarity.topk(k, dim=1).indices.int().cpu()
         similarity.diagonal(offset=rows.start).fill_(0)
         farthest[rows] = -similarity.amin(dim=1).cpu()
-        if whole is not None and not in_place and rows.start < len(whole):
+        if whole is not None and rows.start < len(whole):
             part = whole[rows]
             part.copy_(similarity[: len(part), -whole.shape[1] :])
     # All images equal: their distances are 0 whatever they are divided by.

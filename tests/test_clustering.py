@@ -72,14 +72,6 @@ def test_an_empty_cluster_takes_the_farthest_row(monkeypatch):
     assert centres.flatten().tolist() == pytest.approx([72 / 5, 51], abs=1e-5)
 
 
-def test_many_empty_clusters_fill_at_once(monkeypatch):
-    x, k = torch.from_numpy(DATA["noise"][0]), 40
-    monkeypatch.setattr(clustering, "_seed_centres", lambda x, *_: x[:1].repeat(k, 1))
-    assignment, _, inertia = kmeans(x, k)
-    assert len(assignment.unique()) == k
-    assert inertia <= 1.1 * KMeans(k, n_init=1, random_state=0).fit(x.numpy()).inertia_
-
-
 @pytest.mark.parametrize("rounds", [2, 512])
 @pytest.mark.parametrize(("distinct", "copies", "k"), [(2, 5, 7), (30, 1, 30), (3, 20, 3)])
 def test_as_many_clusters_as_distinct_rows_or_more(distinct, copies, k, rounds, monkeypatch):

@@ -66,18 +66,6 @@ def test_agrees_with_the_slow_version(metric, dtype, on_a_grid, num_classes):
         assert retrieval_metrics(*given_sets, metric=metric) == pytest.approx(slow, abs=1e-12)
 
 
-def test_by_hand():
-    # Distances from 0: 1 wrong, 2 right, 3 right, 4 wrong, 5 right. R = 3, so the first three places count.
-    # P(2) = 1/2, P(3) = 2/3: MAP@R = (1/2 + 2/3) / 3 = 7/18; two of the first three are right: R-Precision = 2/3.
-    gallery = torch.tensor([[5.0], [3.0], [1.0], [4.0], [2.0]])
-    found = retrieval_metrics(torch.zeros(1, 1), [9], gallery, [9, 9, 4, 5, 9], recall_at=(1, 2, 3), metric="euclidean")
-    assert found == pytest.approx(
-        {"R@1": 0, "R@2": 1, "R@3": 1, "MAP@R": 7 / 18, "R-Precision": 2 / 3, "excluded_queries": 0}, abs=1e-15
-    )
-    assert all(type(value) is float for name, value in found.items() if name != "excluded_queries")
-    assert type(found["excluded_queries"]) is int
-
-
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 @pytest.mark.parametrize("num_queries", [1, 333])

@@ -139,17 +139,6 @@ def test_rows_without_support_keep_their_assignments(way, num_iterations):
     assert_paths_agree(case, num_iterations=num_iterations, temperature=2.0)
 
 
-@pytest.mark.parametrize("num_iterations", fast_loss.ITERATIONS)
-def test_one_class_and_anchors_alone(way, num_iterations):
-    W, logits, _, _, weights = problem(0, 8, 5, 1)
-    labels = torch.zeros(8, dtype=torch.long)
-    for anchors in (torch.zeros(8, dtype=torch.bool), torch.ones(8, dtype=torch.bool)):
-        case = W, logits, labels, anchors, weights
-        assert_paths_agree(case, num_iterations=num_iterations, temperature=2.0, cross_entropy_weight=1.0)
-    losses, *gradients = loss_and_gradients(fast_losses, *case, num_iterations=num_iterations, temperature=2.0)
-    assert not losses.any() and not any(gradient.any() for gradient in gradients)
-
-
 def test_large_problems_take_the_fast_path_and_small_ones_the_plain(monkeypatch):
     taken = []
     monkeypatch.setattr("gl_core.loss.fast_losses", lambda *a, **k: taken.append(1) or fast_losses(*a, **k))

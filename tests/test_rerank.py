@@ -115,12 +115,6 @@ def test_a_gpu_gives_the_same(top_k):
         torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=0, atol=1e-9)
 
 
-def test_lambda_of_one_is_the_original_ranking():
-    query, gallery = np.random.default_rng(0).normal(size=(2, 10, 6))
-    result = k_reciprocal(query, gallery, k1=9, lambda_value=1.0)
-    assert result.argsort(1).equal(torch.cdist(torch.from_numpy(query), torch.from_numpy(gallery)).argsort(1))
-
-
 @pytest.mark.parametrize("missing", ["numba", "scipy.sparse"])
 def test_a_missing_package_is_named_when_it_is_needed(monkeypatch, missing):
     monkeypatch.setitem(sys.modules, missing, None)

@@ -60,18 +60,6 @@ def test_every_batch_and_every_epoch_keep_the_contract(given_sampler):
                 assert shown[image] >= 1
 
 
-@given(samplers())
-def test_the_same_seed_gives_the_same_epochs(given_sampler):
-    sampler, labels, P, K = given_sampler
-    twin = GroupSampler(labels, P, K, seed=sampler.seed)
-    first, second = list(sampler), list(sampler)
-    assert list(twin) == first
-    twin.set_epoch(1)
-    assert list(twin) == second
-    twin.set_epoch(0)
-    assert list(twin) == first
-
-
 @given(samplers(), st.data())
 def test_parts_of_several_processes_make_up_the_batches_of_one(given_sampler, data):
     sampler, labels, P, K = given_sampler

@@ -72,12 +72,7 @@ class Pairs:
         return spread * (self.query_scale[rows, None] + self.gallery_scale[index])
 
     def chunks(
-        self,
-        chunk_size: int | None = None,
-        *,
-        kept: int,
-        part: slice | None = None,
-        whole: Float[Tensor, "q g"] | None = None,
+        self, chunk_size: int | None = None, *, kept: int, part: slice | None = None
     ) -> Iterator[tuple[slice, Float[Tensor, "q g"]]]:
         """Queries as a slice, and their similarity to the gallery; minus infinity to themselves if they are left out.
 
@@ -88,17 +83,15 @@ class Pairs:
             chunk_size: queries compared at a time; None: as many as fit into 256 MiB.
             kept: how many neighbours or positives of a query the caller works on, which takes memory too.
             part: the queries to go through; None: all.
-            whole: where all similarities are to be kept, in the place of the buffer.
         """
         if chunk_size is None:
             chunk_size = max(1, CHUNK_BYTES // (self.num_gallery * self.dtype.itemsize + kept * WORKSPACE_BYTES))
         _checks.count("chunk_size", chunk_size, least=1)
-        buffer_rows = min(chunk_size, self.num_queries) if whole is None else 0
-        buffer = torch.empty(buffer_rows, self.num_gallery, dtype=self.dtype, device=self.device)
+        buffer = torch.empty(min(chunk_size, self.num_queries), self.num_gallery, dtype=self.dtype, device=self.device)
         first, last = (0, self.num_queries) if part is None else (part.start, part.stop)
         for start in range(first, last, chunk_size):
             rows = slice(start, min(start + chunk_size, last))
-            similarity = buffer[: rows.stop - start] if whole is None else whole[rows]
+            similarity = buffer[: rows.stop - start]
             self._compare(rows, similarity)
             if self.leaves_self_out:
                 similarity.diagonal(offset=start).fill_(-math.inf)

@@ -14,7 +14,7 @@ SHARED = {"precision_at_1": "R@1", "mean_average_precision_at_r": "MAP@R", "r_pr
 def theirs(*sets):
     """The calculator's metrics by our names, from exact neighbours."""
     calculator = AccuracyCalculator(
-        include=SHARED,
+        include=tuple(SHARED),
         k="max_bin_count",
         device=torch.device("cpu"),
         knn_func=FaissKNN(reset_before=True, reset_after=True),

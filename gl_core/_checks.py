@@ -1,16 +1,15 @@
 """Checks of what a caller passes in: one line that names the argument, what it was and what it may be.
 
-Shapes, types and plain numbers are checked always; they are known to the host. Values inside tensors are checked once,
-by the function that was called: what it calls itself runs within `values_known`. They are checked at once, except in a
-loss on an accelerator, where reading them would make the host wait in every step. There a loss notes on the device what
-it found, turns itself into NaN, and raises when it is next asked (`Values`, `Deferred`).
+Values inside tensors are checked once, by the function that was called: what it calls itself runs within
+`values_known`. In a loss on an accelerator reading them would make the host wait in every step: it notes on the device
+what it found, turns itself into NaN, and raises when it is next asked (`Values`, `Deferred`).
 """
 
 import contextlib
 import math
 import numbers
-import threading
 from collections.abc import Collection
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -23,11 +22,6 @@ DIVERGED = "must be finite (did the training diverge? try a lower learning rate)
 def temperature(value: float) -> None:
     if not math.isfinite(value) or value <= 0:
         raise ValueError(f"temperature={value}: must be above 0 (the published settings lie between 24 and 79)")
-
-
-def weight(name: str, value: float) -> None:
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{name}={value}: must be a finite number, 0 or more")
 
 
 def count(name: str, value: int, least: int) -> int:
@@ -102,20 +96,16 @@ class Values:
 AT_ONCE = Values()
 
 
-class _Known(threading.local):
-    values = False
-
-
-_known = _Known()
+_known = ContextVar("the caller has checked the values", default=False)
 
 
 @contextlib.contextmanager
 def _values_known():
-    before, _known.values = _known.values, True
+    token = _known.set(True)
     try:
         yield
     finally:
-        _known.values = before
+        _known.reset(token)
 
 
 def values_known() -> contextlib.AbstractContextManager[None]:
@@ -124,8 +114,8 @@ def values_known() -> contextlib.AbstractContextManager[None]:
 
 
 def _skip(values: Values) -> bool:
-    """Whether the caller has checked the values, or nobody can: at once would break a graph of `torch.compile`."""
-    return values is AT_ONCE and (torch.compiler.is_compiling() or _known.values)
+    """Whether the caller has checked the values, or nobody can without breaking a graph of `torch.compile`."""
+    return values is AT_ONCE and (torch.compiler.is_compiling() or _known.get())
 
 
 def matrix(name: str, tensor: Tensor, rows: int | None = None, values: Values = AT_ONCE) -> None:
@@ -169,9 +159,8 @@ def labels(
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name}: must be a vector of integers, not {labels!r:.80}") from error
     if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise ValueError(
-            f"{name} has shape {tuple(labels.shape)} and dtype {labels.dtype}: must be a vector of integers"
-        )
+        found = f"shape {tuple(labels.shape)} and dtype {labels.dtype}"
+        raise ValueError(f"{name} has {found}: must be a vector of integers")
     if length is not None and len(labels) != length:
         raise ValueError(f"{name} has {len(labels)} entries: must have {length}, one an image")
     labels = labels.long()
@@ -202,14 +191,6 @@ def columns(name: str, tensor: Tensor, embedding_size: int, values: Values = AT_
     matrix(name, tensor, values=values)
     if tensor.shape[1] != embedding_size:
         raise ValueError(f"{name} has {tensor.shape[1]} columns: must have embedding_size={embedding_size}")
-
-
-def mask(name: str, tensor: Tensor, length: int) -> None:
-    """`tensor` is a vector of `length` booleans."""
-    if tensor.shape != (length,) or tensor.dtype != torch.bool:
-        raise ValueError(
-            f"{name} has shape {tuple(tensor.shape)} and dtype {tensor.dtype}: must be {length} booleans, one an image"
-        )
 
 
 def not_negative(name: str, tensor: Tensor, values: Values = AT_ONCE) -> None:

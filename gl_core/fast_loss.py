@@ -33,20 +33,26 @@ from gl_core.propagation import at_least_float32, without_autocast
 
 __all__ = ["ITERATIONS", "fast_losses"]
 
+Vector = Float[Tensor, " n"]
+Square = Float[Tensor, "n n"]
+Labels = Int[Tensor, " n"]
+Anchors = Bool[Tensor, " n"]
+Rows = Int[Tensor, " m"] | None  # of the m ordinary images, which are not anchors; None: all
+
 ITERATIONS = (0, 1, 2)  # that the fast path knows
 # Rows of a block of the Gram matrix, of which blocks above the diagonal are mirrored.
 GRAM_BLOCK = 128
 
 
 def fast_losses(
-    W: Float[Tensor, "n n"],
+    W: Square,
     logits: Float[Tensor, "n C"],
-    labels: Int[Tensor, " n"],
-    anchors: Bool[Tensor, " n"],
+    labels: Labels,
+    anchors: Anchors,
     num_iterations: int,
     temperature: float,
     cross_entropy_weight: float = 0.0,
-) -> Float[Tensor, " n"]:
+) -> Vector:
     """The same numbers as `gl_core.loss.plain_losses`, of arguments that were checked.
 
     `num_iterations` is one of `ITERATIONS`. There is no second derivative: asking for it raises RuntimeError.
@@ -140,25 +146,16 @@ class _Losses(torch.autograd.Function):
         return dW, dz.to(logits.dtype), None, None, None, None, None
 
 
-def _own_probability(
-    W: Float[Tensor, "n n"], L: Float[Tensor, "n n"], G: Float[Tensor, "n n"]
-) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"], Float[Tensor, " n"]]:
-    """p_i = L_ii s_i / t_i, or L_ii where t_i is 0: nothing supports the row, and it keeps its assignment.
-
-    Returns p, s and t.
-    """
+def _own_probability(W: Square, L: Square, G: Square) -> tuple[Vector, Vector, Vector]:
+    """p, s and t. Where t_i is 0 nothing supports the row, which keeps its assignment: p_i = L_ii."""
     own, s, t = L.diagonal(), (W * L.T).sum(dim=1), (W * G).sum(dim=1)
     unsupported = t == 0
     return torch.where(unsupported, own, own * s / t.masked_fill(unsupported, 1)), s, t
 
 
 def _own_gradients(
-    grad: Float[Tensor, " n"],
-    W: Float[Tensor, "n n"],
-    L: Float[Tensor, "n n"],
-    G: Float[Tensor, "n n"],
-    anchors: Bool[Tensor, " n"],
-) -> tuple[Float[Tensor, "n n"], Float[Tensor, "n n"], Float[Tensor, "n n"], Float[Tensor, " n"]]:
+    grad: Vector, W: Square, L: Square, G: Square, anchors: Anchors
+) -> tuple[Square, Square, Square, Vector]:
     """Gradients of sum_i g_i * (-log p_i), g being `grad`, but 0 for anchors and where p is cut off at the smallest
     number.
 
@@ -187,11 +184,8 @@ def _own_gradients(
 
 
 def _label_columns_and_gram(
-    X: Float[Tensor, "m C"],
-    labels: Int[Tensor, " n"],
-    anchors: Bool[Tensor, " n"],
-    rows: Int[Tensor, " m"] | None,
-) -> tuple[Float[Tensor, "n n"], Float[Tensor, "n n"]]:
+    X: Float[Tensor, "m C"], labels: Labels, anchors: Anchors, rows: Rows
+) -> tuple[Square, Square]:
     """L and G of all images, from the assignments of the ordinary ones; rows of G of anchors mean nothing."""
     to_labels = X.index_select(1, labels)
     same_class = (labels[:, None] == labels).to(X.dtype)
@@ -214,11 +208,11 @@ def _gram(X: Float[Tensor, "m C"]) -> Float[Tensor, "m m"]:
 
 def _logit_gradient(
     D: Float[Tensor, "m C"],
-    weight: Float[Tensor, " n"],
+    weight: Vector,
     logits: Float[Tensor, "n C"],
-    labels: Int[Tensor, " n"],
+    labels: Labels,
     logsumexp: Float[Tensor, "n 1"] | None,
-    rows: Int[Tensor, " m"] | None,
+    rows: Rows,
 ) -> Float[Tensor, "n C"]:
     """D in the rows of ordinary images, plus that of cross-entropy, weight * (softmax(z) - onehot(y))."""
     if logsumexp is None:
@@ -228,35 +222,27 @@ def _logit_gradient(
     return dz.add_(D) if rows is None else dz.index_add_(0, rows, D)
 
 
-# On a CPU the rows of ordinary images, which are not anchors, are picked out. A GPU would make the host wait for their
-# number, and `torch.compile` would break its graph: there `rows` is None, and all rows are worked on.
-
-
-def _ordinary(anchors: Bool[Tensor, " n"]) -> Int[Tensor, " m"] | None:
+def _ordinary(anchors: Anchors) -> Rows:
+    """None where picking them out would make the host wait for their number, or break a graph of `torch.compile`."""
     if anchors.device.type != "cpu" or torch.compiler.is_compiling():
         return None
     return (~anchors).nonzero().squeeze(1)
 
 
-def _take(x: Float[Tensor, "n c"], rows: Int[Tensor, " m"] | None) -> Float[Tensor, "m c"]:
+def _take(x: Float[Tensor, "n c"], rows: Rows) -> Float[Tensor, "m c"]:
     return x if rows is None else x.index_select(0, rows)
 
 
-def _square(x: Float[Tensor, "n n"], rows: Int[Tensor, " m"] | None) -> Float[Tensor, "m m"]:
+def _square(x: Square, rows: Rows) -> Float[Tensor, "m m"]:
     return x if rows is None else x.index_select(0, rows).index_select(1, rows)
 
 
-def _spread(x: Float[Tensor, "m c"], rows: Int[Tensor, " m"] | None, n: int) -> Float[Tensor, "n c"]:
+def _spread(x: Float[Tensor, "m c"], rows: Rows, n: int) -> Float[Tensor, "n c"]:
     """The rows at their places, and zeros between them."""
     return x if rows is None else x.new_zeros(n, x.shape[1]).index_copy_(0, rows, x)
 
 
-def _join(
-    free: Float[Tensor, "m m"],
-    to_labels: Float[Tensor, "m n"],
-    anchors: Bool[Tensor, " n"],
-    rows: Int[Tensor, " m"] | None,
-) -> Float[Tensor, "n n"]:
+def _join(free: Float[Tensor, "m m"], to_labels: Float[Tensor, "m n"], anchors: Anchors, rows: Rows) -> Square:
     """Entries of ordinary images: `free` where the other image is ordinary too, `to_labels` where it is an anchor."""
     if rows is None:
         return torch.where(anchors, to_labels, free)

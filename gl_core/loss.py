@@ -3,6 +3,7 @@
 Source: Elezi et al., "The Group Loss for Deep Metric Learning", ECCV 2020; settings from the authors' released code.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
@@ -61,7 +62,7 @@ def plain_losses(
 
 @dataclass
 class _Settings:
-    """The hyperparameters of the Group Loss, described in `GroupLoss`, and the terms of the loss that they give."""
+    """The hyperparameters described in `GroupLoss`, and the terms of the loss that they give."""
 
     num_anchors: int
     num_iterations: int
@@ -84,7 +85,8 @@ class _Settings:
                 f"path='fast': knows replicator dynamics of up to {ITERATIONS[-1]} iterations, "
                 f"not {self.dynamics} dynamics of {self.num_iterations}"
             )
-        _checks.weight("cross_entropy_weight", self.cross_entropy_weight)
+        if not 0 <= self.cross_entropy_weight < math.inf:
+            raise ValueError(f"cross_entropy_weight={self.cross_entropy_weight}: must be a finite number, 0 or more")
 
     @property
     def has_fast_path(self) -> bool:
@@ -150,18 +152,14 @@ def group_loss(
             and gradient of replicator dynamics for T up to 2 (see `gl_core.fast_loss`), without second derivatives;
             "auto" is the faster of the two.
         checks: when features, logits and labels are checked. "sync": at once, for which an accelerator is waited for.
-            "deferred": never waits; where one is bad the loss is NaN, with gradient 0. "auto": "sync" on the CPU, else
-            "deferred". Under `torch.compile` checks are deferred.
+            "deferred", also under `torch.compile`: never waits; where one is bad the loss is NaN, with gradient 0.
+            "auto": "sync" on the CPU, else "deferred".
 
     Returns:
-        A scalar, 0 or more, in float32 or wider whatever autocast says. For finite input it is finite, and so is its
-        gradient:
-
-        - probabilities that underflow count as the smallest positive number, with gradient 0;
-        - a row whose support vanishes keeps its assignment (see `gl_core.propagation.replicator_dynamics`);
-        - features without variance, or equal to 0 for "cosine", resemble nothing but themselves, with gradient 0; equal
-          features are fully alike;
-        - a batch of one class is a batch like any other; one of anchors alone has loss and gradient 0.
+        A scalar, 0 or more, in float32 or wider whatever autocast says. For finite input it and its gradient are
+        finite: probabilities that underflow count as the smallest positive number, with gradient 0; features without
+        variance, or equal to 0 for "cosine", resemble nothing but themselves, with gradient 0. A batch of anchors alone
+        has loss and gradient 0.
 
     Raises:
         ValueError: shapes disagree, a setting is out of its range, or, unless that is deferred, features or logits are
@@ -180,9 +178,8 @@ class CrossEntropyLoss(nn.Module):
 
         loss = -1/n sum_i log softmax(A f_i + b)[y_i]
 
-    Holds the classifier, which is needed in training only: its parameters must reach the optimiser. The calling
-    convention is that of pytorch-metric-learning's classification losses. Under autocast the classifier runs in half
-    precision and the cross-entropy in float32.
+    Holds the classifier, whose parameters must reach the optimiser. Called like the classification losses of
+    pytorch-metric-learning. Under autocast the classifier runs in half precision and the cross-entropy in float32.
 
     Args:
         num_classes: C, training classes.
@@ -200,9 +197,9 @@ class CrossEntropyLoss(nn.Module):
         self._deferred = _checks.Deferred()
 
     def check(self) -> None:
-        """Raise the ValueError of a batch that could not be checked without waiting for the device, if there was one.
+        """Raise the ValueError of a batch that was not checked at once, if there was one: why its loss is NaN.
 
-        Call it when the loss is read (that waits for the device anyway): where the loss is NaN this says why.
+        Call it when the loss is read, which waits for the device anyway.
         """
         self._deferred.check()
 
@@ -226,8 +223,8 @@ class CrossEntropyLoss(nn.Module):
             embeddings: finite, as long as `embedding_size`.
             labels: whole numbers in 0..num_classes-1, anything that `torch.as_tensor` takes.
             indices_tuple: what a miner of pytorch-metric-learning found (pairs or triplets of image indices). As in
-                that library's classification losses, it weighs each image by how often it occurs there, the commonest
-                by 1; where nothing was found all weigh the same.
+                that library, each image is weighed by how often it occurs there, the commonest by 1; where nothing was
+                found all weigh the same.
 
         Returns:
             A scalar in float32 or wider.
@@ -259,16 +256,13 @@ class GroupLoss(CrossEntropyLoss):
 
         loss = group_loss(f, A f + b, y) + cross_entropy_weight * cross_entropy(A f + b, y)
 
-    A batch should hold P classes with K images each (see `gl_core.sampling.GroupSampler`): with one image a class the
-    others have nothing to say about it.
-
-    On a GPU the host never waits for it, and shapes depend on those of the input alone:
-    `torch.cuda.make_graphed_callables(loss, (embeddings, labels))` makes one launch of the loss and its gradient.
+    A batch should hold P classes with K images each (see `gl_core.sampling.GroupSampler`). On a GPU the host never
+    waits for it: `torch.cuda.make_graphed_callables(loss, (embeddings, labels))` makes one launch of loss and gradient.
 
     Args:
         num_classes: C, training classes.
         embedding_size: d, length of an embedding.
-        num_anchors: anchors per class, below K so that there is something left to learn from; published 2 to 3.
+        num_anchors: anchors per class, below K; published 2 to 3.
         num_iterations: T; published 1.
         temperature: above 0; published 24 to 79. The default of 10 suits small networks.
         similarity: a name of `SIMILARITIES`, or a function of the embeddings.
@@ -312,7 +306,7 @@ class GroupLoss(CrossEntropyLoss):
 
 def _weights(indices_tuple: tuple[Tensor, ...], losses: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     """How often each image occurs among the mined indices, divided by the largest of these counts."""
-    counts = torch.zeros_like(losses, requires_grad=False)
-    for indices in indices_tuple:
-        counts = counts.index_add(0, indices, torch.ones_like(indices, dtype=counts.dtype))
+    mined = torch.cat(indices_tuple)
+    # `bincount` would make the host wait for a GPU.
+    counts = torch.zeros_like(losses).index_add(0, mined, torch.ones_like(mined, dtype=losses.dtype))
     return counts / counts.max()

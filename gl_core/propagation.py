@@ -1,8 +1,7 @@
 """Label propagation by replicator dynamics: the idea of the Group Loss.
 
-The n images of a batch look at each other. How alike two of them are is their *similarity*; what each one is believed
-to be is its *assignment*, a distribution over the C classes. Images that resemble each other pull their assignments
-together:
+How alike two images of a batch are is their *similarity*; what each one is believed to be is its *assignment*, a
+distribution over the C classes. Images that resemble each other pull their assignments together:
 
     W = similarity(features)                          (n, n), symmetric, in [0, 1]
     X = initial_assignments(logits, labels, anchors)  (n, C), rows sum to 1
@@ -65,9 +64,8 @@ def pearson_similarity(features: Float[Tensor, "n d"], *, negatives: str = "cut"
         cut:    W_ij = max(0, r_ij)
         shift:  W_ij = (r_ij - m) / (1 - m),   m = min(0, min_ij r_ij)
 
-    A row of zero variance correlates with nothing: r is zero everywhere but on the diagonal. Cutting is what the
-    authors do. Shifting keeps the order of the dissimilar, and lets all but the least similar images take part; the
-    gradient passes through m.
+    Cutting is what the authors do. Shifting keeps the order of the dissimilar; the gradient passes through m. A row of
+    zero variance correlates with nothing: r is zero everywhere but on the diagonal.
 
     Args:
         features: (n, d), finite.
@@ -94,12 +92,11 @@ def cosine_similarity(features: Float[Tensor, "n d"], *, negatives: str = "cut")
 
         r_ij = <f_i, f_j> / (|f_i| |f_j|)
 
-    The negatives are cut or shifted as those of `pearson_similarity`. A zero vector resembles nothing: r is zero
-    everywhere but on the diagonal.
+    A zero vector resembles nothing: r is zero everywhere but on the diagonal.
 
     Args:
         features: (n, d), finite.
-        negatives: "cut" or "shift".
+        negatives: "cut" or "shift", as in `pearson_similarity`.
 
     Returns:
         (n, n) in float32 or wider, symmetric (to rounding), in [0, 1], with ones on the diagonal.
@@ -125,7 +122,7 @@ def _cosine(vectors: Float[Tensor, "n d"], negatives: str) -> Float[Tensor, "n n
     _checks.choice("negatives", negatives, NEGATIVES)
     squared = (vectors * vectors).sum(dim=1, keepdim=True)
     # What rounding leaves of a constant row after centring is noise, not a direction: divided by infinity it is 0, with
-    # gradient 0, where the square root of 0 has no finite gradient.
+    # gradient 0.
     is_noise = squared <= vectors.shape[1] * (8 * torch.finfo(vectors.dtype).eps) ** 2
     directions = vectors / squared.masked_fill(is_noise, math.inf).sqrt()
     with without_autocast(vectors):
@@ -183,7 +180,9 @@ def initial_assignments(
     _checks.matrix("logits", logits)
     labels = _checks.labels("labels", labels, len(logits), num_classes=logits.shape[1])
     anchors = torch.as_tensor(anchors)
-    _checks.mask("anchors", anchors, length=len(logits))
+    if anchors.shape != (len(logits),) or anchors.dtype != torch.bool:
+        found = f"shape {tuple(anchors.shape)} and dtype {anchors.dtype}"
+        raise ValueError(f"anchors has {found}: must be {len(logits)} booleans, one an image")
     _checks.temperature(temperature)
     (logits,) = at_least_float32(logits)
     softmax = torch.softmax(logits / temperature, dim=1)
@@ -202,8 +201,7 @@ def replicator_dynamics(
     """Refine the assignments `num_iterations` times by the assignments of similar images.
 
         replicator:   X_ic <- X_ic S_ic / sum_k X_ik S_ik,                       S = W X
-        exponential:  X_ic <- X_ic exp(10 S_ic) / sum_k X_ik exp(10 S_ik),       S = W X, rows of W divided by their
-            sums
+        exponential:  X_ic <- X_ic exp(10 S_ic) / sum_k X_ik exp(10 S_ik),       S = W X, rows of W sum to 1
 
     An entry of 0 stays 0, so one-hot rows (the anchors) never change. A row whose support vanishes (the denominator of
     `replicator` is 0, because nothing similar believes in any class that this row believes in) keeps its assignment.
@@ -215,11 +213,10 @@ def replicator_dynamics(
         assignments: X, (n, C), finite and nowhere negative; rows sum to 1.
         num_iterations: T, 0 or more.
         return_path: return the assignments of every iteration.
-        dynamics: "replicator" or "exponential".
+        dynamics: "replicator" or "exponential" (which divides the rows of W by their sums).
 
     Returns:
-        The refined assignments, (n, C), or with `return_path` all of them from the first (T = 0) to the last, (T + 1,
-        n, C).
+        The refined assignments, (n, C); with `return_path` those of every iteration from the first, (T + 1, n, C).
 
     Raises:
         ValueError: shapes disagree, an entry is negative or not finite, `num_iterations` is negative, or `dynamics` is
@@ -257,7 +254,7 @@ def average_consistency(similarity: Float[Tensor, "n n"], assignments: Float[Ten
 
     Args:
         similarity: W, (n, n), finite and nowhere negative.
-        assignments: X, (n, C), finite and nowhere negative.
+        assignments: X, (n, C), likewise.
 
     Returns:
         A scalar in [0, sum_ij W_ij].

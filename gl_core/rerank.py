@@ -11,13 +11,9 @@ others:
     J_ij      = 1 - sum_c min(V_ic, V_jc) / sum_c max(V_ic, V_jc)          Jaccard distance
     result    = (1 - lambda) J_ij + lambda D_ij
 
-V has a few hundred entries a row, whatever the number of images, so nothing here grows with the square of that number
-but the passes that compare all with all, a chunk at a time, and the result where it is asked for whole.
-
-The products and neighbours of those passes are found on the device of the vectors, a GPU where they are on one.
-Encodings and Jaccard distances are made on the CPU in any case, chunks of distances going there and back: they merge
-and count lists of different lengths, which compiled loops (numba) do as they are, while a GPU would need padding or
-additions in random order.
+V has a few hundred entries a row, whatever the number of images: only the passes that compare all with all, a chunk at
+a time, grow with the square of that number. Those run on the device of the vectors; encodings and Jaccard distances,
+which merge and count lists of different lengths, on the CPU in compiled loops (numba).
 
 Source: Zhong et al., "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017.
 
@@ -80,9 +76,9 @@ def k_reciprocal(
         chunk_size: queries compared at a time, which bounds the memory; None: as many as fit into 256 MiB.
 
     Returns:
-        The distances (q, g). With `top_k` the smallest distances of each query and their indices in the gallery, both
-        (q, top_k), nearest first; of equal distances the lower index first. Without a gallery an image's distance to
-        itself (0) is in the dense result, and left out of the `top_k`.
+        The distances (q, g), without a gallery those of each image to itself (0) among them. With `top_k` the smallest
+        distances of each query to others and their indices in the gallery, both (q, top_k), nearest first; of equal
+        distances the lower index first.
 
     Raises:
         ValueError: the vectors are not matrices of finite numbers with equally many columns, or a setting is out of its
@@ -99,21 +95,15 @@ def k_reciprocal(
     num_queries, device = len(pairs.query), pairs.query.device
     everyone = pairs.query if gallery is None else torch.cat([pairs.query, pairs.gallery])
     if top_k is not None:
-        _checks.count("top_k", top_k, least=1)
-        if top_k > pairs.candidates:
-            raise ValueError(
-                f"top_k={top_k}: must be at most {pairs.candidates}, the rows that a query is compared with"
-            )
-    if chunk_size is not None:
-        _checks.count("chunk_size", chunk_size, least=1)
+        pairs.check_k("top_k", top_k)
     if len(everyone) < 2:
         raise ValueError("query holds a single image: there is nothing to compare it with")
     for module in ("numba", "scipy.sparse"):
         require(module, extra="rerank")
 
     first = 0 if gallery is None else num_queries  # of the gallery's rows among everyone's
-    # Where distances are wanted whole, similarities are kept from the first pass, so that there is no second one.
     vectors = everyone.cpu().numpy()
+    # Where distances are wanted whole, similarities are kept from the first pass, so that there is no second one.
     # By numpy, whose large arrays come in large pages: the system hands those out several times as fast.
     shape = (num_queries, len(pairs.gallery))
     whole = torch.from_numpy(np.empty(shape, vectors.dtype)) if top_k is None else None
@@ -153,12 +143,11 @@ def _neighbourhoods(
     ranks = torch.empty(n, k + 1, dtype=torch.int32)
     farthest = torch.empty(n, dtype=pairs.query.dtype)
     ranks[:, 0] = torch.arange(n)
-    in_place = whole is not None and whole.shape == (n, n) and whole.device == pairs.device
-    for rows, similarity in pairs.chunks(chunk_size, kept=k, whole=whole if in_place else None):
+    for rows, similarity in pairs.chunks(chunk_size, kept=k):
         ranks[rows, 1:] = similarity.topk(k, dim=1).indices.int().cpu()
         similarity.diagonal(offset=rows.start).fill_(0)
         farthest[rows] = -similarity.amin(dim=1).cpu()
-        if whole is not None and not in_place and rows.start < len(whole):
+        if whole is not None and rows.start < len(whole):
             part = whole[rows]
             part.copy_(similarity[: len(part), -whole.shape[1] :])
     # All images equal: their distances are 0 whatever they are divided by.

@@ -16,38 +16,32 @@ __all__ = ["GroupSampler"]
 class GroupSampler(BatchSampler):
     """A batch sampler whose batches hold P distinct classes with K images each.
 
-    One epoch shows every image of every class once (as far as a batch holds K of a class): the images of each class are
-    shuffled and cut into sets of K, and every batch takes one set of P different classes. In detail:
+    In an epoch the images of each class are shuffled and cut into sets of K, and every batch takes one set of P
+    different classes:
 
-    - every batch holds exactly P x K indices, the K images of a class side by side;
-    - no class is twice in a batch, and no image is twice in a batch, unless its class has fewer than K images, which
-      then repeat as evenly as they can;
-    - the last set of a class is filled up with other images of that class, the last places of the batches with further
-      classes;
-    - every class is reached in every epoch. Only where one class is so large that it would be in every batch, and still
-      have images left, are these left for other epochs;
-    - `len()` is right before the first iteration and the same in every epoch;
-    - the same seed and epoch give the same batches. Iterating moves on to the next epoch by itself; `set_epoch` chooses
-      one.
+    - a batch holds exactly P x K indices, the K images of a class side by side. No image is in it twice, unless its
+      class has fewer than K images, which then repeat as evenly as they can;
+    - an epoch shows every image once. The last set of a class is filled up with other images of that class, the last
+      places of the batches with further classes. Only a class that is in every batch, and still has images left, leaves
+      these for other epochs;
+    - `len()` is the same in every epoch;
+    - the same seed and epoch give the same batches. Iterating moves on to the next epoch; `set_epoch` chooses one.
 
     Use it as `DataLoader(dataset, batch_sampler=GroupSampler(dataset.labels, 12, 8))`, or as the `sampler` of a trainer
     of pytorch-metric-learning. Lightning sets the epoch; with several processes it must leave batches alone:
     `Trainer(use_distributed_sampler=False)`, `fabric.setup_dataloaders(loader, use_distributed_sampler=False)`.
 
-    Several processes share each batch: every one of `num_replicas` samplers, made alike but for their `rank`, yields
-    its part of the same P x K images. The parts, one after the other in the order of ranks, are the batch that one
-    process would have (`gl_core.distributed.whole_batch` joins their embeddings).
+    Several processes share each batch: `num_replicas` samplers, made alike but for their `rank`, yield parts that, in
+    the order of ranks, are the batch of one process (`gl_core.distributed.whole_batch` joins their embeddings).
 
     Args:
-        labels: class of each image (n,), integers, anything that `torch.as_tensor` takes; position i is the index that
-            batches refer to.
+        labels: class of each image (n,), integers, anything that `torch.as_tensor` takes.
         classes_per_batch: P, from 1 to the number of classes. The Group Loss wants at least 2.
         samples_per_class: K, 1 or more. The Group Loss wants at least 2, and more than its anchors.
         seed: 0 or more.
-        balanced: show each class equally often (to one time in an epoch), however many images it has. An epoch is about
-            as long as it is without; images of large classes are left for other epochs, those of small ones come again.
-        num_replicas: processes that share a batch, 1 or more; P x K must be a multiple of it. Not given, it is the
-            number of processes of `torch.distributed`, or 1 without.
+        balanced: show each class equally often (to one time in an epoch). An epoch is about as long as without; images
+            of large classes are left for other epochs, those of small ones come again.
+        num_replicas: processes that share a batch, 1 or more; a divisor of P x K. None: those of `torch.distributed`.
         rank: which of them this one is, from 0.
 
     Raises:
@@ -140,10 +134,8 @@ class GroupSampler(BatchSampler):
             raise ValueError(f"rank={rank}: must be below num_replicas={count}")
         images = self.classes_per_batch * self.samples_per_class
         if images % count:
-            raise ValueError(
-                f"num_replicas={count}: must divide the {self.classes_per_batch} x {self.samples_per_class} = {images} "
-                "images of a batch"
-            )
+            product = f"{self.classes_per_batch} x {self.samples_per_class} = {images}"
+            raise ValueError(f"num_replicas={count}: must divide the {product} images of a batch")
         return slice(rank * images // count, (rank + 1) * images // count)
 
     def _batches(self, epoch: int) -> Iterator[list[int]]:
@@ -163,8 +155,8 @@ class GroupSampler(BatchSampler):
     def _choose_classes(self, random: np.random.Generator) -> list[list[int]]:
         """The classes of each batch, P distinct ones.
 
-        Each class goes into the batches that have the fewest classes yet, ties broken at random. That keeps the numbers
-        of classes in any two batches within one of each other, so that no batch gets more than P.
+        Each class goes into the batches that have the fewest classes yet, ties broken at random: the numbers of classes
+        in two batches differ by one at most, and no batch gets more than P.
         """
         chosen: list[list[int]] = [[] for _ in range(self._num_batches)]
         taken, sets = np.zeros(self._num_batches), self._sets.copy()
@@ -178,8 +170,7 @@ class GroupSampler(BatchSampler):
             for batch in emptiest:
                 chosen[batch].append(int(label))
         for batch in chosen:
-            missing = self.classes_per_batch - len(batch)
-            if missing:
+            if missing := self.classes_per_batch - len(batch):
                 others = np.setdiff1d(np.arange(len(self._images)), batch)
                 batch.extend(random.choice(others, missing, replace=False).tolist())
         return chosen
@@ -188,12 +179,10 @@ class GroupSampler(BatchSampler):
         """The images of a class, shuffled and cut into sets of exactly K."""
         K = self.samples_per_class
         shuffled = random.permutation(images)
+        if len(images) < K:
+            return [np.resize(shuffled, K)]
         sets = [shuffled[start : start + K] for start in range(0, len(shuffled), K)]
-        last = sets[-1]
-        if len(last) < K:
-            if len(images) >= K:
-                others = np.setdiff1d(images, last)
-                sets[-1] = np.concatenate([last, random.choice(others, K - len(last), replace=False)])
-            else:
-                sets[-1] = np.resize(shuffled, K)
+        if missing := K - len(sets[-1]):
+            others = np.setdiff1d(images, sets[-1])
+            sets[-1] = np.concatenate([sets[-1], random.choice(others, missing, replace=False)])
         return sets

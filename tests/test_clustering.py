@@ -47,28 +47,9 @@ def test_assignment_centres_and_inertia_belong_together(dtype, max_iterations, m
     assert (assignment.shape, assignment.dtype, centres.shape, centres.dtype) == ((500,), torch.int64, (12, 64), dtype)
     assert torch.equal(assignment, distance.argmin(dim=1))
     assert inertia == pytest.approx(distance.amin(dim=1).sum().item(), rel=1e-5)
+    assert torch.equal(assignment, kmeans(x, 12, max_iterations=max_iterations, chunk_size=7)[0])
     monkeypatch.setattr(clustering, "CHUNK_BYTES", 1)
     assert torch.equal(assignment, kmeans(x, 12, max_iterations=max_iterations)[0])
-
-
-def test_chunk_size_bounds_the_distances_held_at_once(monkeypatch):
-    monkeypatch.setattr(clustering, "SEEDING_ROUNDS", 10)
-    x, k, held, distance = torch.from_numpy(DATA["blobs"][0]), 60, [], clustering._squared_distance
-
-    def recorded(*given):
-        found = distance(*given)
-        held.append(found.numel())
-        return found
-
-    monkeypatch.setattr(clustering, "_squared_distance", recorded)
-    # Seeds come several a round as long as their distances are no more than those of `chunk_size` rows to all centres.
-    assignment, _, _ = kmeans(x, k, chunk_size=300)
-    assert len(held) < k and max(held) == 300 * k
-    held.clear()
-    assert len(kmeans(x, k, chunk_size=100)[0].unique()) == k
-    assert len(held) > k and max(held) == 100 * k
-    # The same rounds, compared in other chunks, find the same clusters.
-    assert torch.equal(kmeans(x, k, chunk_size=310)[0], assignment)
 
 
 def test_converged_centres_are_means():
@@ -76,15 +57,6 @@ def test_converged_centres_are_means():
     assignment, centres, _ = kmeans(x, 4, tolerance=0.0)
     for cluster, centre in enumerate(centres):
         torch.testing.assert_close(centre, torch.from_numpy(x)[assignment == cluster].mean(dim=0))
-
-
-def test_same_seed_same_clusters():
-    x, k = DATA["noise"]
-    state = torch.get_rng_state()
-    first, again, other = kmeans(x, k, seed=1), kmeans(x, k, seed=1), kmeans(x, k, seed=2)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1]) and first[2] == again[2]
-    assert not torch.equal(first[0], other[0])
 
 
 def test_restarts_keep_the_best_run():
@@ -100,35 +72,14 @@ def test_an_empty_cluster_takes_the_farthest_row(monkeypatch):
     assert centres.flatten().tolist() == pytest.approx([72 / 5, 51], abs=1e-5)
 
 
-def test_many_empty_clusters_fill_at_once(monkeypatch):
-    x, k = torch.from_numpy(DATA["noise"][0]), 40
-    monkeypatch.setattr(clustering, "_seed_centres", lambda x, *_: x[:1].repeat(k, 1))
-    assignment, _, inertia = kmeans(x, k)
-    assert len(assignment.unique()) == k
-    assert inertia <= 1.1 * KMeans(k, n_init=1, random_state=0).fit(x.numpy()).inertia_
-
-
 @pytest.mark.parametrize("rounds", [2, 512])
-def test_more_clusters_than_distinct_rows(rounds, monkeypatch):
+@pytest.mark.parametrize(("distinct", "copies", "k"), [(2, 5, 7), (30, 1, 30), (3, 20, 3)])
+def test_as_many_clusters_as_distinct_rows_or_more(distinct, copies, k, rounds, monkeypatch):
     monkeypatch.setattr(clustering, "SEEDING_ROUNDS", rounds)
-    x = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).repeat(5, 1)
-    assignment, centres, inertia = kmeans(x, 7)
-    assert inertia == pytest.approx(0, abs=1e-6) and centres.isfinite().all()
+    x = 10 * torch.randn(distinct, 64, generator=torch.Generator().manual_seed(0)).repeat(copies, 1)
+    assignment, centres, inertia = kmeans(x, k)
+    assert 0 <= inertia < 0.1 and centres.isfinite().all()
     torch.testing.assert_close(centres[assignment], x)
-
-
-@pytest.mark.parametrize("rounds", [2, 512])
-def test_each_row_its_own_cluster(rounds, monkeypatch):
-    monkeypatch.setattr(clustering, "SEEDING_ROUNDS", rounds)
-    x = torch.randn(30, 64, generator=torch.Generator().manual_seed(0))
-    assignment, _, inertia = kmeans(x, 30)
-    assert sorted(assignment.tolist()) == list(range(30)) and 0 <= inertia < 1e-3
-
-
-def test_inertia_is_never_negative():
-    for seed in range(8):
-        x = 10 * torch.randn(3, 64, generator=torch.Generator().manual_seed(seed)).repeat(20, 1)
-        assert 0 <= kmeans(x, 3)[2] < 0.1
 
 
 def test_a_shared_offset_costs_no_digits():
@@ -148,9 +99,9 @@ def test_a_shared_offset_costs_no_digits():
         ({"k": 2, "max_iterations": -1}, "max_iterations=-1: must be a whole number"),
         ({"k": 2, "tolerance": 1.0}, r"tolerance=1.0: must be in \[0, 1\)"),
         ({"k": 2, "chunk_size": 0}, "chunk_size=0: must be a whole number, 1 or more"),
-        ({"k": 2, "x": torch.full((6, 1), torch.nan)}, "x: row 0 holds NaN or infinity"),
+        ({"k": 2, "x": torch.full((6, 1), torch.nan)}, r"x\[0, 0\]=nan: must be finite"),
         ({"k": 2, "x": torch.tensor([[0.0], [1e20], [0.0]])}, "x: row 0 is too long for torch.float32"),
-        ({"k": 2, "x": torch.zeros(6)}, r"x has shape \(6,\): must be a matrix"),
+        ({"k": 2, "x": torch.zeros(6)}, r"x has shape \(6,\) .*: must be a matrix"),
     ],
 )
 def test_errors_name_what_is_wrong(arguments, message):
@@ -177,7 +128,7 @@ def test_information_agrees_with_scikit_learn(n, num_classes, num_clusters, seed
     ("u", "v", "nmi", "ami"),
     [
         ([0, 0, 0, 0], [5, 5, 5, 5], 1, 1),
-        ([0, 1, 2, 3], [3, 1, 0, 2], 1, 1),
+        (range(59), range(59, 0, -1), 1, 1),
         ([0, 0, 1, 1], [0, 1, 0, 1], 0, -0.5),  # I = 0; E[I] = log(2) / 3, M = log(2): (0 - 1/3) / (1 - 1/3)
         ([0, 0, 1, 1], [0, 0, 0, 0], 0, 0),
         ([0, 0, 1, 1], [0, 1, 2, 3], 2 / 3, 0),  # single items know every class, as any single items would
@@ -186,9 +137,3 @@ def test_information_agrees_with_scikit_learn(n, num_classes, num_clusters, seed
 def test_information_by_hand(u, v, nmi, ami):
     found = mutual_information(torch.tensor(u), torch.tensor(v))
     assert found == pytest.approx({"NMI": nmi, "AMI": ami}, abs=1e-12)
-
-
-def test_single_items_agree_with_single_items():
-    for n in range(2, 60):
-        items = torch.arange(n)
-        assert mutual_information(items, items.flip(0)) == pytest.approx({"NMI": 1, "AMI": 1}, abs=1e-12)

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pytorch_metric_learning.utils.loss_and_miner_utils import convert_to_weights
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from gl_core.loss import SIMILARITIES, CrossEntropyLoss, GroupLoss, group_loss
 from gl_core.propagation import DYNAMICS
@@ -40,64 +39,37 @@ def test_closed_form_of_two_images():
     assert loss.item() == pytest.approx(-math.log((r + 0.5) / (r + 1)) / 2, rel=1e-12)
 
 
-def test_all_anchors_leave_nothing_to_learn():
+@pytest.mark.parametrize("path", ["plain", "fast"])
+def test_all_anchors_leave_nothing_to_learn(path):
     features, logits, labels = batch()
-    logits.requires_grad_()
-    loss = group_loss(features, logits, labels, num_anchors=99)
-    assert loss.item() == 0
-    loss.backward()
-    assert logits.grad.abs().max() == 0
+    value, *found = gradients(lambda f, z: group_loss(f, z, labels, num_anchors=99, path=path), features, logits)
+    assert value == 0 and not found[1].any() and found[0].abs().max() < 1e-7
+
+
+HARD = {
+    "constant": torch.ones(12, 8),
+    "zero": torch.zeros(12, 8),
+    "identical": torch.arange(8.0).repeat(12, 1),
+    "huge": torch.full((12, 8), 1e38) * torch.tensor([1.0, -1] * 4),
+    "tiny": torch.eye(12, 8) * 1e-38,
+    "denormal": torch.linspace(-1, 1, 12 * 8).view(12, 8) * 1e-40,
+    "small": torch.linspace(-1, 1, 12 * 8).view(12, 8) * 1e-33,
+    "opposed": -torch.eye(12),
+}
 
 
 @pytest.mark.parametrize("num_iterations", [0, 1, 2, 10])
 @pytest.mark.parametrize("num_anchors", [0, 2])
 @pytest.mark.parametrize("similarity", ["pearson", "cosine", lambda f: torch.zeros(len(f), len(f))])
-@pytest.mark.parametrize(
-    "features",
-    [
-        torch.ones(12, 8),
-        torch.zeros(12, 8),
-        torch.arange(8.0).repeat(12, 1),
-        torch.full((12, 8), 1e38) * torch.tensor([1.0, -1] * 4),
-        torch.eye(12, 8) * 1e-38,
-        torch.linspace(-1, 1, 12 * 8).view(12, 8) * 1e-40,
-        torch.linspace(-1, 1, 12 * 8).view(12, 8) * 1e-33,
-        -torch.eye(12),
-    ],
-    ids=["constant", "zero", "identical", "huge", "tiny", "denormal", "small", "opposed"],
-)
-def test_hard_features_give_finite_loss_and_gradients(features, similarity, num_anchors, num_iterations):
-    features = features.clone().requires_grad_()
+@pytest.mark.parametrize("kind", HARD)
+def test_hard_features_give_finite_loss_and_gradients(kind, similarity, num_anchors, num_iterations):
+    features = HARD[kind].clone().requires_grad_()
     logits = torch.linspace(-200, 200, 12 * 6).view(12, 6).flip(0).requires_grad_()
-    labels = torch.arange(3).repeat_interleave(4)
-    loss = group_loss(
-        features,
-        logits,
-        labels,
-        num_anchors=num_anchors,
-        num_iterations=num_iterations,
-        temperature=1.0,
-        similarity=similarity,
-    )
+    settings = {"num_anchors": num_anchors, "num_iterations": num_iterations, "similarity": similarity}
+    loss = group_loss(features, logits, torch.arange(3).repeat_interleave(4), temperature=1.0, **settings)
     loss.backward()
-    assert loss.isfinite()
-    assert logits.grad.isfinite().all()
+    assert loss.isfinite() and logits.grad.isfinite().all()
     assert features.grad is None or features.grad.isfinite().all()
-
-
-def test_one_class_in_the_batch():
-    features, logits, _ = batch()
-    assert group_loss(features, logits, torch.zeros(12, dtype=torch.long)).isfinite()
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_stays_within_a_percent(dtype):
-    features, logits, labels = batch(n=54, d=64, C=100, classes=6)
-    exact = group_loss(features, logits, labels)
-    with torch.autocast("cpu", dtype):
-        half = group_loss(features.to(dtype), logits.to(dtype), labels)
-    assert half.dtype == torch.float32
-    assert half.item() == pytest.approx(exact.item(), rel=0.01)
 
 
 @pytest.mark.parametrize("method", [GroupLoss, CrossEntropyLoss])
@@ -145,19 +117,6 @@ def test_it_can_overfit_one_batch():
     assert (loss.classifier(features).argmax(1) == labels).all()
 
 
-def test_mined_indices_weigh_the_images():
-    features, _, labels = batch()
-    torch.manual_seed(0)
-    loss = GroupLoss(6, 8)
-    everyone = (torch.arange(12), torch.arange(12), torch.arange(12))
-    torch.testing.assert_close(loss(features, labels, everyone), loss(features, labels))
-    losses = loss.losses(features, labels)
-    # Image 5 occurs twice, image 0 once, the others not at all.
-    triplets = (torch.tensor([5]), torch.tensor([5]), torch.tensor([0]))
-    expected = (losses[5] + losses[0] / 2) / 12
-    torch.testing.assert_close(loss(features, labels, triplets), expected)
-
-
 @pytest.mark.parametrize("counts", [(5, 5, 5), (4, 4, 9, 9), (0, 0, 3, 3), (0, 0, 0), (0, 0, 0, 0)])
 def test_mined_indices_weigh_as_in_pytorch_metric_learning(counts):
     features, _, labels = batch()
@@ -171,32 +130,11 @@ def test_mined_indices_weigh_as_in_pytorch_metric_learning(counts):
 def test_labels_and_whole_numbers_of_any_kind():
     features, logits, labels = batch()
     expected = group_loss(features, logits, labels)
-    kinds = (
-        labels.int(),
-        labels.to(torch.uint8),
-        labels.to(torch.uint16),
-        labels.numpy(),
-        list(labels),
-        labels.tolist(),
-    )
-    for other in kinds:
+    for other in (labels.to(torch.uint8), labels.to(torch.uint16), labels.numpy(), list(labels), labels.tolist()):
         assert group_loss(features, logits, other, num_anchors=np.int64(2), num_iterations=np.uint8(1)).equal(expected)
     loss = GroupLoss(labels.numpy().max() + 1, np.int32(8), num_anchors=np.int64(1))
-    assert loss(features, labels.numpy()).isfinite()
-
-
-def test_logits_need_no_labels():
-    loss = GroupLoss(6, 8)
-    features, _, _ = batch()
+    assert loss(features, labels.numpy()).isfinite() and "num_anchors=1" in repr(loss)
     assert loss.logits(features).equal(loss.classifier(features))
-    with pytest.raises(ValueError, match="embeddings has 7 columns: must have embedding_size=8"):
-        loss.logits(features[:, :7])
-
-
-def test_a_similarity_of_ones_own():
-    features, logits, labels = batch()
-    assert group_loss(features, logits, labels, similarity=lambda f: torch.eye(len(f))).isfinite()
-    assert "Identity" not in repr(GroupLoss(6, 8)) and "num_anchors=2" in repr(GroupLoss(6, 8))
 
 
 def gradients(function, *arguments):
@@ -206,28 +144,12 @@ def gradients(function, *arguments):
     return [value.detach(), *torch.autograd.grad(value, [a for a in arguments if a.requires_grad])]
 
 
-@pytest.mark.parametrize(("n", "C", "T", "path"), [(12, 6, 3, "auto"), (12, 6, 2, "fast"), (54, 2000, 1, "plain")])
-def test_compiles_to_one_graph(n, C, T, path):
-    def function(*arguments):
-        return group_loss(*arguments, num_iterations=T, path=path)
-
-    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
-    expected = gradients(function, *batch(n=n, C=C))
-    for actual, wanted in zip(gradients(compiled, *batch(n=n, C=C)), expected, strict=True):
-        torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-7)
-
-
-@pytest.mark.parametrize("C", [6, 3000])
-def test_the_module_compiles_to_one_graph(C):
-    torch.manual_seed(0)
-    loss = GroupLoss(C, 8)
+@pytest.mark.parametrize(("C", "T"), [(6, 3), (3000, 0), (3000, 1), (3000, 2)])
+def test_compiles_to_one_graph(C, T):
+    loss = GroupLoss(C, 8, num_iterations=T)
     features, _, labels = batch()
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    found = []
-    for module in (loss, compiled):
-        loss.zero_grad()
-        value, gradient = gradients(lambda embeddings, m=module: m(embeddings, labels), features)
-        found.append((value, gradient))
+    found = (gradients(lambda embeddings, m=module: m(embeddings, labels), features) for module in (loss, compiled))
     for actual, wanted in zip(*found, strict=True):
         torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-7)
     # Nothing can be raised inside a graph: the loss is NaN, and says so when it is asked.
@@ -264,10 +186,8 @@ def test_the_plain_path_has_second_derivatives():
         ({"logits": torch.full((12, 6), float("inf"))}, r"logits\[0, 0\]=inf: must be finite"),
         ({"logits": torch.ones(11, 6)}, "logits has 11 rows: must have 12"),
         ({"labels": torch.full((12,), 6)}, r"labels holds 6: must lie in 0\.\.5"),
-        ({"labels": torch.full((12,), -1)}, "labels holds -1"),
         ({"labels": torch.zeros(11, dtype=torch.long)}, "labels has 11 entries: must have 12"),
         ({"temperature": 0}, "temperature=0: must be above 0"),
-        ({"temperature": float("nan")}, "temperature=nan"),
         ({"num_anchors": -1}, "num_anchors=-1"),
         ({"num_iterations": 1.0}, "num_iterations=1.0"),
         ({"similarity": "euclid"}, "similarity='euclid': must be one of pearson, cosine"),
@@ -285,20 +205,21 @@ def test_bad_input_is_named(changes, message):
         group_loss(**arguments)
 
 
-def test_bad_settings_are_named_when_the_module_is_built():
-    for settings, message in [
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
         ({"num_classes": 0}, "num_classes=0"),
         ({"embedding_size": 0}, "embedding_size=0"),
         ({"temperature": -1.0}, "temperature=-1.0"),
-        ({"similarity": "nope"}, "similarity='nope'"),
-        ({"dynamics": "nope"}, "dynamics='nope'"),
-        ({"path": "fast", "num_iterations": 3}, "path='fast'"),
         ({"cross_entropy_weight": -1.0}, "cross_entropy_weight=-1.0"),
-    ]:
+        ({"checks": "never"}, "checks='never': must be one of auto, sync, deferred"),
+        ({"embedding_size": 9}, "embeddings has 8 columns: must have embedding_size=9"),
+    ],
+)
+def test_bad_settings_of_the_module_are_named(settings, message):
+    for call in (GroupLoss.logits, lambda loss, features: loss(features, torch.zeros(12, dtype=torch.long))):
         with pytest.raises(ValueError, match=message):
-            GroupLoss(**({"num_classes": 6, "embedding_size": 8} | settings))
-    with pytest.raises(ValueError, match="embeddings has 9 columns: must have embedding_size=8"):
-        GroupLoss(6, 8)(torch.ones(12, 9), torch.zeros(12, dtype=torch.long))
+            call(GroupLoss(**({"num_classes": 6, "embedding_size": 8} | settings)), torch.ones(12, 8))
 
 
 BAD = [
@@ -354,20 +275,6 @@ def test_the_function_too_gives_nan_where_the_device_is_not_waited_for(changes, 
         group_loss(**(given | changes))
 
 
-class Operations(TorchDispatchMode):
-    """Counts what a device is asked to do: every operation but views and questions that the host answers itself."""
-
-    HOST = {"promote_types", "device", "detach", "_unsafe_view", "alias", "lift_fresh"}
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        self.count += not (operation.is_view or operation.overloadpacket.__name__ in self.HOST)
-        return operation(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("path", ["auto", "plain"])
 @pytest.mark.parametrize("num_iterations", [0, 1, 2, 3])
 def test_on_a_gpu_the_host_never_waits(num_iterations, path):
@@ -375,14 +282,8 @@ def test_on_a_gpu_the_host_never_waits(num_iterations, path):
     with FakeTensorMode(), torch.device("cuda"):
         loss = GroupLoss(11_318, 512, num_iterations=num_iterations, path=path)
         features, labels = torch.randn(60, 512, requires_grad=True), torch.zeros(60, dtype=torch.long)
-        with Operations() as operations:
-            value = loss(features, labels)
-        half = group_loss(
-            features.bfloat16(), loss.logits(features).bfloat16(), labels, num_iterations=num_iterations, path=path
-        )
-    assert value.shape == half.shape == () and value.dtype == half.dtype == torch.float32
-    if path == "auto" and num_iterations == 1:
-        assert operations.count <= 64
+        for value in (loss(features, labels), loss(features.bfloat16(), labels)):
+            assert value.shape == () and value.dtype == torch.float32
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -42,54 +42,21 @@ def problems(draw, symmetric: bool = True):
 
 
 @given(problems(symmetric=False), st.integers(0, 20), st.sampled_from(DYNAMICS))
-def test_rows_stay_on_the_simplex(problem, T, dynamics):
-    W, X, _ = problem
+def test_rows_stay_on_the_simplex_and_anchors_one_hot(problem, T, dynamics):
+    W, X, anchors = problem
     refined = replicator_dynamics(W, X, T, dynamics=dynamics)
-    assert (refined >= 0).all()
+    assert (refined >= 0).all() and refined[anchors].equal(X[anchors])
     torch.testing.assert_close(refined.sum(1), torch.ones(len(X), dtype=torch.float64), rtol=0, atol=1e-12)
 
 
-@given(problems(), st.integers(0, 20), st.sampled_from(DYNAMICS))
-def test_anchors_stay_one_hot(problem, T, dynamics):
-    W, X, anchors = problem
-    assert replicator_dynamics(W, X, T, dynamics=dynamics)[anchors].equal(X[anchors])
-
-
 @given(problems(symmetric=False), st.integers(1, 6), st.sampled_from(DYNAMICS), st.randoms(use_true_random=False))
-def test_equivariant_to_permutations(problem, T, dynamics, random):
+def test_equivariant_to_permutations_of_images_and_classes(problem, T, dynamics, random):
     W, X, _ = problem
     order = list(range(len(X)))
     random.shuffle(order)
-    permuted = replicator_dynamics(W[order][:, order], X[order], T, dynamics=dynamics)
-    expected = replicator_dynamics(W, X, T, dynamics=dynamics)[order]
+    permuted = replicator_dynamics(W[order][:, order], X[order].flip(1), T, dynamics=dynamics)
+    expected = replicator_dynamics(W, X, T, dynamics=dynamics)[order].flip(1)
     torch.testing.assert_close(permuted, expected, rtol=1e-9, atol=1e-12)
-
-
-@given(problems(symmetric=False))
-def test_one_exponential_iteration_by_hand(problem):
-    W, X, _ = problem
-    expected = []
-    for weights, row in zip(W.tolist(), X.tolist(), strict=True):
-        heard = sum(weights) or 1.0
-        support = [sum(w * x for w, x in zip(weights, column, strict=True)) / heard for column in X.T.tolist()]
-        raised = [x * math.exp(10 * s) for x, s in zip(row, support, strict=True)]
-        expected.append([value / sum(raised) for value in raised])
-    actual = replicator_dynamics(W, X, 1, dynamics="exponential")
-    torch.testing.assert_close(actual, torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-12)
-
-
-def test_exponential_dynamics_do_not_depend_on_the_scale_of_the_similarity():
-    W, X = torch.rand(6, 6, dtype=torch.float64), torch.rand(6, 4, dtype=torch.float64).softmax(1)
-    small, large = (replicator_dynamics(scale * W, X, 3, dynamics="exponential") for scale in (1e-3, 1e3))
-    torch.testing.assert_close(small, large, rtol=1e-12, atol=0)
-
-
-@given(problems(symmetric=False), st.integers(1, 6))
-def test_equivariant_to_renaming_the_classes(problem, T):
-    W, X, _ = problem
-    torch.testing.assert_close(
-        replicator_dynamics(W, X.flip(1), T), replicator_dynamics(W, X, T).flip(1), rtol=1e-9, atol=1e-12
-    )
 
 
 @settings(max_examples=300)
@@ -101,33 +68,20 @@ def test_average_consistency_never_falls_for_symmetric_similarity(problem):
     assert (heights.diff() >= -1e-12 * heights[:-1].abs().clamp_min(1)).all()
 
 
-def test_average_consistency_can_fall_for_asymmetric_similarity():
-    # Image 0 listens to image 1, which listens to nobody but resembles, in its own eyes, image 0 in the other class.
-    random = np.random.default_rng(0)
-    fell = 0
-    for _ in range(50):
-        W, X = torch.tensor(random.random((4, 4)) ** 4), torch.tensor(random.dirichlet(np.ones(3), 4))
-        path = replicator_dynamics(W, X, 8, return_path=True)
-        heights = torch.stack([average_consistency(W, step) for step in path])
-        fell += bool((heights.diff() < -1e-9).any())
-    assert fell > 0
-
-
-@given(problems(symmetric=False), st.integers(0, 5))
-def test_agrees_with_a_plain_loop(problem, T):
-    W, X, _ = problem
-    expected = X.tolist()
-    n, C = X.shape
+@given(problems(symmetric=False), st.integers(0, 5), st.sampled_from(DYNAMICS))
+def test_agrees_with_a_plain_loop(problem, T, dynamics):
+    W, X, _ = (part.tolist() for part in problem)
     for _ in range(T):
-        before = [row[:] for row in expected]
-        for i in range(n):
-            support = [sum(W[i, j].item() * before[j][c] for j in range(n)) for c in range(C)]
-            weights = [before[i][c] * support[c] for c in range(C)]
+        before = [row[:] for row in X]
+        for i, row in enumerate(before):
+            support = [sum(w * x for w, x in zip(W[i], column, strict=True)) for column in zip(*before, strict=True)]
+            if dynamics == "exponential":
+                support = [math.exp(10 * s / (sum(W[i]) or 1)) for s in support]
+            weights = [x * s for x, s in zip(row, support, strict=True)]
             if sum(weights) > 0:
-                expected[i] = [weight / sum(weights) for weight in weights]
-    torch.testing.assert_close(
-        replicator_dynamics(W, X, T), torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-12
-    )
+                X[i] = [weight / sum(weights) for weight in weights]
+    actual = replicator_dynamics(*problem[:2], T, dynamics=dynamics)
+    torch.testing.assert_close(actual, torch.tensor(X, dtype=torch.float64), rtol=1e-9, atol=1e-12)
 
 
 def test_path_holds_every_step():
@@ -139,42 +93,32 @@ def test_path_holds_every_step():
         assert path[t].equal(replicator_dynamics(W, X, t))
 
 
-def test_gradcheck():
+@pytest.mark.parametrize("dynamics", DYNAMICS)
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_gradcheck(similarity, dynamics):
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(6, 5, dtype=torch.float64, generator=generator, requires_grad=True)
     logits = torch.randn(6, 4, dtype=torch.float64, generator=generator, requires_grad=True)
     labels = torch.tensor([0, 0, 1, 1, 2, 2])
-    anchors = select_anchors(labels, 1)
 
     def refined(features, logits):
-        return replicator_dynamics(pearson_similarity(features), initial_assignments(logits, labels, anchors, 2.0), 3)
+        X = initial_assignments(logits, labels, select_anchors(labels, 1), 2.0)
+        return replicator_dynamics(similarity(features), X, 3, dynamics=dynamics)
 
     assert torch.autograd.gradcheck(refined, (features, logits))
 
 
 @given(seed=st.integers(0, 2**32 - 1), n=st.integers(2, 12))
-def test_shifting_keeps_the_order_and_cuts_nothing_off(seed, n):
+def test_pearson_is_the_correlation_cut_or_shifted(seed, n):
     features = np.random.default_rng(seed).normal(size=(n, 4))
     r = np.corrcoef(features)
     lowest = min(0, r.min())
-    W = pearson_similarity(torch.tensor(features), negatives="shift").numpy()
-    np.testing.assert_allclose(W, (r - lowest) / (1 - lowest), rtol=1e-9, atol=1e-12)
+    for negatives, expected in (("cut", r.clip(0)), ("shift", (r - lowest) / (1 - lowest))):
+        W = pearson_similarity(torch.tensor(features), negatives=negatives).numpy()
+        np.testing.assert_allclose(W, expected, rtol=1e-9, atol=1e-12)
     # Nothing is negative: nothing to shift, and shifting is cutting.
     positive = torch.tensor(np.abs(features))
     torch.testing.assert_close(cosine_similarity(positive, negatives="shift"), cosine_similarity(positive))
-
-
-@pytest.mark.parametrize("dynamics", DYNAMICS)
-@pytest.mark.parametrize("negatives", ["cut", "shift"])
-def test_gradcheck_of_the_variants(dynamics, negatives):
-    generator = torch.Generator().manual_seed(0)
-    features = torch.randn(5, 6, dtype=torch.float64, generator=generator, requires_grad=True)
-    X = torch.rand(5, 4, dtype=torch.float64, generator=generator).softmax(1).requires_grad_()
-
-    def refined(features, X):
-        return replicator_dynamics(cosine_similarity(features, negatives=negatives), X, 2, dynamics=dynamics)
-
-    assert torch.autograd.gradcheck(refined, (features, X))
 
 
 @pytest.mark.parametrize("similarity", SIMILARITIES)
@@ -184,12 +128,6 @@ def test_similarity_is_symmetric_in_range_with_ones_on_the_diagonal(similarity, 
     torch.testing.assert_close(W, W.T, rtol=0, atol=1e-14)
     assert ((W >= 0) & (W <= 1)).all()
     assert (W.diagonal() == 1).all()
-
-
-def test_pearson_is_the_correlation():
-    features = np.random.default_rng(0).normal(size=(8, 20))
-    expected = np.corrcoef(features).clip(0)
-    np.testing.assert_allclose(pearson_similarity(torch.tensor(features)).numpy(), expected, rtol=1e-12, atol=1e-15)
 
 
 @given(seed=st.integers(0, 2**32 - 1), scale=st.floats(1e-3, 1e3), shift=st.floats(-10, 10))
@@ -253,18 +191,12 @@ GOOD_W, GOOD_X = torch.eye(2), torch.full((2, 3), 1 / 3)
     ("call", "message"),
     [
         (lambda: pearson_similarity(torch.ones(3)), r"features has shape \(3,\)"),
-        (lambda: pearson_similarity(torch.ones(3, 2, dtype=torch.long)), "floats"),
         (lambda: pearson_similarity(torch.ones(0, 2)), "must not be empty"),
         (lambda: pearson_similarity(torch.tensor([[1.0, float("nan")]])), r"features\[0, 1\]=nan: must be finite"),
-        (lambda: cosine_similarity(torch.tensor([[1.0], [float("inf")]])), r"features\[1, 0\]=inf: must be finite"),
         (lambda: replicator_dynamics(torch.eye(3), GOOD_X, 1), r"similarity has shape \(3, 3\): must be \(2, 2\)"),
         (lambda: replicator_dynamics(-GOOD_W, GOOD_X, 1), "similarity holds -1.0: must not be negative"),
         (lambda: replicator_dynamics(GOOD_W, GOOD_X, -1), "num_iterations=-1: must be a whole number, 0 or more"),
-        (lambda: replicator_dynamics(GOOD_W, GOOD_X, 1.5), "num_iterations=1.5"),
-        (
-            lambda: replicator_dynamics(GOOD_W, GOOD_X, 1, dynamics="best"),
-            "dynamics='best': must be one of replicator,",
-        ),
+        (lambda: replicator_dynamics(GOOD_W, GOOD_X, 1, dynamics="best"), "dynamics='best': must be one of repl"),
         (lambda: cosine_similarity(GOOD_W, negatives="keep"), "negatives='keep': must be one of cut, shift"),
         (lambda: select_anchors(torch.tensor([0, 1]), -1), "num_anchors=-1"),
         (lambda: select_anchors(torch.tensor([0.5, 1]), 1), "labels has shape .* must be a vector of integers"),

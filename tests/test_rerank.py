@@ -51,12 +51,8 @@ def written_out(query, gallery, k1, k2, lambda_value):
             V[i, j] = np.exp(-D[i, j])
         V[i] /= V[i].sum()
     V = np.stack([V[near[i][:k2]].mean(0) for i in range(n)])
-    jaccard = np.array(
-        [
-            [1 - np.minimum(V[i], V[j]).sum() / np.maximum(V[i], V[j]).sum() for j in range(first, n)]
-            for i in range(len(query))
-        ]
-    )
+    smaller, larger = (of(V[: len(query), None], V[None, first:]).sum(-1) for of in (np.minimum, np.maximum))
+    jaccard = 1 - smaller / larger
     return (1 - lambda_value) * jaccard + lambda_value * D[: len(query), first:]
 
 
@@ -119,12 +115,6 @@ def test_a_gpu_gives_the_same(top_k):
         torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=0, atol=1e-9)
 
 
-def test_lambda_of_one_is_the_original_ranking():
-    query, gallery = torch.randn(10, 6, dtype=torch.float64), torch.randn(40, 6, dtype=torch.float64)
-    result = k_reciprocal(query, gallery, lambda_value=1.0)
-    assert result.argsort(1).equal(torch.cdist(query, gallery).argsort(1))
-
-
 @pytest.mark.parametrize("missing", ["numba", "scipy.sparse"])
 def test_a_missing_package_is_named_when_it_is_needed(monkeypatch, missing):
     monkeypatch.setitem(sys.modules, missing, None)
@@ -138,9 +128,8 @@ def test_loops_are_compiled_where_nothing_can_be_kept(monkeypatch):
     monkeypatch.delitem(sys.modules, "gl_core._rerank_loops")
     anew = importlib.import_module("gl_core._rerank_loops")
     assert anew is not _rerank_loops
-    ranks = np.array([[0, 1], [1, 0], [2, 1]], np.int32)
-    for found, expected in zip(anew.reciprocal(ranks, 2), _rerank_loops.reciprocal(ranks, 2), strict=True):
-        np.testing.assert_array_equal(found[..., :1], expected[..., :1])
+    _, sizes = anew.reciprocal(np.array([[0, 1], [1, 0], [2, 1]], np.int32), 2)
+    assert sizes.tolist() == [2, 2, 1]
 
 
 @pytest.mark.parametrize("images", [np.ones((6, 3)), np.zeros((2, 3))])
@@ -164,7 +153,7 @@ def test_identical_images(images):
         ({"top_k": 0}, "top_k=0"),
         ({"chunk_size": 0}, "chunk_size=0"),
         ({"gallery": np.ones((3, 9))}, "gallery has 9 columns: must have 2"),
-        ({"query": np.full((3, 2), np.nan)}, "query: row 0 holds NaN"),
+        ({"query": np.full((3, 2), np.nan)}, r"query\[0, 0\]=nan"),
         ({"query": np.ones((1, 2))}, "query holds a single image"),
     ],
 )

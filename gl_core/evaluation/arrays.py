@@ -26,23 +26,14 @@ def unit_rows(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
 def as_cutoffs(name: str, cutoffs: int | Iterable[int]) -> tuple[int, ...]:
     """The K of R@K or Rank-K as a tuple of whole numbers; a single one is taken too."""
     several = cutoffs if isinstance(cutoffs, Iterable) else (cutoffs,)
-    several = tuple(int(cutoff) if isinstance(cutoff, np.integer) else cutoff for cutoff in several)
-    for cutoff in several:
-        _checks.count(name, cutoff, least=1)
-    return several
+    return tuple(_checks.count(name, cutoff, least=1) for cutoff in several)
 
 
-def as_labels(name: str, labels: Labels, length: int) -> Int[Tensor, " n"]:
+def as_labels(name: str, labels: Labels, length: int, device: torch.device) -> Int[Tensor, " n"]:
     """One label a row, of any whole-number type, as int64."""
-    if not isinstance(labels, Tensor):
-        array = np.asarray(labels)
-        if array.dtype.kind not in "iu":
-            raise ValueError(f"{name} has dtype {array.dtype}: must be whole numbers")
-        if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
-            raise ValueError(f"{name} holds {array.max()}: must be less than 2**63")
-        labels = torch.from_numpy(array.astype(np.int64))
-    _checks.labels(name, labels, length=length)
-    return labels.to(torch.int64).contiguous()
+    # Copied, as torch takes no reversed or read-only array.
+    labels = labels if isinstance(labels, Tensor) else np.array(labels)
+    return _checks.labels(name, labels, length, device=device).contiguous()
 
 
 def as_rows(name: str, x: Rows) -> Float[Tensor, "n d"]:
@@ -55,14 +46,9 @@ def as_rows(name: str, x: Rows) -> Float[Tensor, "n d"]:
     """
     if not isinstance(x, Tensor):
         x = torch.from_numpy(np.require(x, requirements=["C", "W"]))  # torch takes no reversed or read-only array
-    if x.ndim != 2 or x.numel() == 0:
-        raise ValueError(f"{name} has shape {tuple(x.shape)}: must be a matrix with at least one row and one column")
     x = x.detach().cpu() if x.device.type == "mps" else x.detach()
     x = x if x.dtype in (torch.float32, torch.float64) else x.float()
-    finite = x.isfinite().all(dim=1)
-    if not finite.all():
-        row = int((~finite).nonzero()[0])
-        raise ValueError(f"{name}: row {row} holds NaN or infinity: must be finite (did the training diverge?)")
+    _checks.matrix(name, x)
     return x
 
 
@@ -77,11 +63,10 @@ def squared_norms(name: str, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
 
 
 def common_offset(*sets: Float[Tensor, "n d"]) -> Float[Tensor, " d"] | None:
-    """A vector near all rows of these sets, which leaves their squared distances more digits when it is subtracted.
+    """A vector near all rows of these sets: subtracted, it leaves |q|^2 - 2 <q, g> + |g|^2 more digits of |q - g|^2.
 
-    |q|^2 - 2 <q, g> + |g|^2 loses the digits of |q - g|^2 where all rows share an offset larger than their spread. What
-    is subtracted is a multiple of a power of two above that spread: that is exact, and leaves rows around zero alone
-    (None).
+    It is a multiple of a power of two above the spread of the rows, so that subtracting it is exact; None for rows
+    around zero.
     """
     low = torch.stack([x.amin(dim=0) for x in sets]).amin(dim=0).double()
     high = torch.stack([x.amax(dim=0) for x in sets]).amax(dim=0).double()

@@ -1,7 +1,7 @@
 """k-means, and how well its clusters agree with the classes.
 
-Written for thousands of clusters: distances come from matrix products, chunk by chunk; seeding takes several centres at
-a time when there are many; and the chance term of AMI is summed over distinct sizes instead of pairs of clusters.
+Written for thousands of clusters: distances come from matrix products, chunk by chunk, seeds several at a time, and the
+chance term of AMI is summed over distinct sizes instead of pairs of clusters.
 """
 
 import math
@@ -16,6 +16,8 @@ from gl_core.evaluation.arrays import Labels, Rows, as_labels, as_rows, squared_
 
 __all__ = ["clustering_metrics", "kmeans", "mutual_information"]
 
+Counts = Int[Tensor, "..."]
+
 CHUNK_BYTES = 64 * 2**20  # of distances held at once
 SEEDING_ROUNDS = 128
 
@@ -23,10 +25,9 @@ SEEDING_ROUNDS = 128
 def clustering_metrics(
     embeddings: Rows, labels: Labels, *, seed: int = 0, metric: str = "cosine", chunk_size: int | None = None
 ) -> dict[str, float]:
-    """How well k-means clusters of the embeddings agree with the classes; there are as many clusters as classes.
+    """How well k-means clusters of the embeddings, as many as classes, agree with these (see `mutual_information`).
 
     The clusters are the best of ten runs of `kmeans` where that is quick (n k up to a million), else those of one run.
-    The agreement is the normalised and the adjusted mutual information (see `mutual_information`).
 
     Args:
         embeddings: vectors (n, d).
@@ -47,7 +48,7 @@ def clustering_metrics(
     """
     _checks.choice("metric", metric, ("cosine", "euclidean"))
     embeddings = as_rows("embeddings", embeddings)
-    labels = as_labels("labels", labels, len(embeddings))
+    labels = as_labels("labels", labels, len(embeddings), embeddings.device)
     num_classes = len(labels.unique())
     if num_classes == 1:
         raise ValueError(f"labels holds a single class, {int(labels[0])}: must hold at least two")
@@ -114,12 +115,8 @@ def kmeans(
     x = x - offset
     squared = squared_norms("x", x)
     with torch.autocast(x.device.type, enabled=False):
-        runs = (
-            _lloyd(
-                x, squared, _seed_centres(x, squared, k, generator, chunk_size), max_iterations, tolerance, chunk_size
-            )
-            for _ in range(restarts)
-        )
+        seeds = (_seed_centres(x, squared, k, generator, chunk_size) for _ in range(restarts))
+        runs = (_lloyd(x, squared, centres, max_iterations, tolerance, chunk_size) for centres in seeds)
         assignment, centres, inertia = min(runs, key=lambda run: run[2])
     return assignment, centres + offset, inertia
 
@@ -130,8 +127,7 @@ def mutual_information(labels: Int[Tensor, " n"], clusters: Int[Tensor, " n"]) -
         NMI = I / M        AMI = (I - E[I]) / (M - E[I])        M = (H(classes) + H(clusters)) / 2
 
     I is the mutual information, H the entropy, and E[I] the mean of I over random partitions with the same sizes. NMI
-    lies in [0, 1] and grows with the number of clusters even when they are random; AMI is then 0 on average, and at
-    most 1.
+    lies in [0, 1] and grows with the number of random clusters; AMI, at most 1, is 0 for them on average.
 
     Source: Vinh, Epps and Bailey, "Information theoretic measures for clusterings comparison", JMLR 2010.
 
@@ -160,9 +156,7 @@ def mutual_information(labels: Int[Tensor, " n"], clusters: Int[Tensor, " n"]) -
     }
 
 
-def _information(
-    shared: Int[Tensor, "..."], a: Int[Tensor, "..."], b: Int[Tensor, "..."], n: int
-) -> Float[Tensor, "..."]:
+def _information(shared: Counts, a: Counts, b: Counts, n: int) -> Float[Tensor, "..."]:
     """What a class of size a and a cluster of size b that share so many of n items add to I."""
     shared = shared.double()
     return shared / n * (n * shared / (a * b)).log()
@@ -195,9 +189,8 @@ def _seed_centres(
 ) -> Float[Tensor, "k d"]:
     """k-means++: rows drawn with a chance proportional to the squared distance from the centres so far.
 
-    Of several draws the one that lowers the inertia most is taken. For many clusters a round adds several centres, each
-    the best of draws of its own: to read every row once for each centre would take longer than the iterations that
-    follow.
+    Of several draws the one that lowers the inertia most is taken. For many clusters a round adds several centres: to
+    read every row once for each centre would take longer than the iterations that follow.
     """
     draws = 2 + int(math.log(k))
     # No more distances at once than `chunk_size` rows have from all k centres.

@@ -4,7 +4,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gl_core import _checks
 from gl_core.evaluation.arrays import Rows
 from gl_core.evaluation.similarities import RANGE, Pairs
 
@@ -19,20 +18,18 @@ def nearest_neighbours(
         cosine:     s = <q, g> / (|q| |g|), in [-1, 1]; 0 if a vector is zero
         euclidean:  s = -|q - g|^2, at most 0, of the vectors as given
 
-    Of equal similarities the one with the lower index comes first; which of those that tie at the k-th place make it is
-    not specified. Copies of a vector can differ in the last bits of their similarity.
+    Of equal similarities (those of copies can differ in the last bits) the one with the lower index comes first; which
+    of those that tie at the k-th place make it is not specified.
 
     Args:
         query: vectors (q, d).
-        gallery: vectors (g, d). None: the queries are searched among themselves, each leaving out itself by its index
-            (a copy of it in another row is found).
+        gallery: vectors (g, d). None: the queries are searched among themselves, each leaving out itself by its index.
         k: neighbours of each query, from 1 to g (without a gallery q - 1).
         metric: "cosine" or "euclidean".
         chunk_size: queries compared at a time, which bounds the memory; None: as many as fit into 256 MiB.
 
     Returns:
-        Similarities and indices, both (q, k), on the device of `query`; similarities in float64 if either set is, else
-        in float32.
+        Similarities, in float64 if either set is, else in float32, and indices: both (q, k), on the device of `query`.
 
     Raises:
         ValueError: the vectors are not two matrices of finite numbers with equally many columns, or a setting is out of
@@ -46,11 +43,7 @@ def nearest_neighbours(
             [1]]))
     """
     pairs = Pairs(query, gallery, metric)
-    _checks.count("k", k, least=1)
-    if k > pairs.candidates:
-        raise ValueError(f"k={k}: must be at most {pairs.candidates}, the rows that a query is compared with")
-    if chunk_size is not None:
-        _checks.count("chunk_size", chunk_size, least=1)
+    pairs.check_k("k", k)
     similarity = pairs.query.new_empty(len(pairs.query), k)
     index = similarity.new_empty(similarity.shape, dtype=torch.int64)
     for rows, all_of_them in pairs.chunks(chunk_size, kept=k):

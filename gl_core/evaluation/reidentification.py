@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gl_core import _checks, distributed
+from gl_core import distributed
 from gl_core.evaluation.arrays import Labels, Rows, as_cutoffs, as_labels
-from gl_core.evaluation.similarities import ClassMembers, compared
+from gl_core.evaluation.similarities import ClassMembers, averaged, compared
 
 __all__ = ["JUNK", "reid_metrics"]
 
@@ -45,12 +45,10 @@ def reid_metrics(
         AP     = 1/R sum_j j / (j + v_j)
         Rank-K = 1 if 1 + v_1 <= K, else 0
 
-    AP is the mean of the precision at each positive. The original MATLAB code of the benchmark integrates the curve of
-    precision over recall by trapezoids instead, which gives slightly other values.
-
-    A gallery identity of -1 is junk: such images are removed. Every other identity is one, 0 included: the distractors
-    of Market-1501 (0000) are negatives of everybody. Ties count against the query, as in
-    `gl_core.evaluation.retrieval_metrics`.
+    AP is the mean of the precision at each positive. (The benchmark's MATLAB code integrates precision over recall by
+    trapezoids instead, which gives slightly other values.) Gallery images of identity -1 are junk, and removed; every
+    other identity is one, 0 included: the distractors of Market-1501 (0000) are negatives of everybody. Ties count
+    against the query, as in `gl_core.evaluation.retrieval_metrics`.
 
     Args:
         query: vectors (q, d).
@@ -63,8 +61,7 @@ def reid_metrics(
         metric: "cosine" or "euclidean" (see `gl_core.evaluation.nearest_neighbours`).
         distances: (q, g), in the place of `metric`: those of `gl_core.rerank.k_reciprocal` for instance.
         chunk_size: queries compared at a time, which bounds the memory; None: as many as fit into 256 MiB.
-        shared: the processes of `gl_core.distributed` share out the queries, as in
-            `gl_core.evaluation.retrieval_metrics`.
+        shared: the processes of `gl_core.distributed` share out the queries, as in `retrieval_metrics`.
         per_query: return the values of each query in the place of their means.
 
     Returns:
@@ -83,21 +80,15 @@ def reid_metrics(
     {'mAP': 0.5, 'Rank-1': 0.0, 'Rank-2': 1.0, 'excluded_queries': 0}
     """
     cutoffs = as_cutoffs("ranks", ranks)
-    if chunk_size is not None:
-        _checks.count("chunk_size", chunk_size, least=1)
     named = {"query_cameras": query_cameras, "gallery_cameras": gallery_cameras, "gallery": gallery}
     for name, values in named.items():
         if values is None:
             raise ValueError(f"{name} is missing: re-identification needs the cameras of all images, and a gallery")
     pairs = compared(query, gallery, metric, distances)
-    query_ids, query_cameras = (
-        as_labels(name, values, pairs.num_queries).to(pairs.device)
-        for name, values in (("query_ids", query_ids), ("query_cameras", query_cameras))
-    )
-    gallery_ids, gallery_cameras = (
-        as_labels(name, values, pairs.num_gallery).to(pairs.device)
-        for name, values in (("gallery_ids", gallery_ids), ("gallery_cameras", gallery_cameras))
-    )
+    query_ids = as_labels("query_ids", query_ids, pairs.num_queries, pairs.device)
+    query_cameras = as_labels("query_cameras", query_cameras, pairs.num_queries, pairs.device)
+    gallery_ids = as_labels("gallery_ids", gallery_ids, pairs.num_gallery, pairs.device)
+    gallery_cameras = as_labels("gallery_cameras", gallery_cameras, pairs.num_gallery, pairs.device)
     junk = gallery_ids == JUNK
     people = ClassMembers(query_ids, gallery_ids)
     j = torch.arange(1, people.width + 1, device=pairs.device).double()
@@ -122,13 +113,7 @@ def reid_metrics(
         average_precision, best_rank = distributed.join(metrics[part], pairs.num_queries).unbind(dim=1)
     used = ~best_rank.isnan()
     if not used.any():
-        raise ValueError(
-            f"query_ids: none of the {len(used)} queries has a positive, a gallery image of its identity by another "
-            "camera"
-        )
+        missing = "a positive, a gallery image of its identity by another camera"
+        raise ValueError(f"query_ids: none of the {len(used)} queries has {missing}")
     of_each = {"mAP": average_precision} | {f"Rank-{cutoff}": (best_rank <= cutoff).double() for cutoff in cutoffs}
-    if per_query:
-        return {name: value.masked_fill(~used, math.nan) for name, value in of_each.items()}
-    return {name: value[used].mean().item() for name, value in of_each.items()} | {
-        "excluded_queries": int((~used).sum())
-    }
+    return averaged(of_each, used, per_query)

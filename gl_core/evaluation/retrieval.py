@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gl_core import _checks, distributed
+from gl_core import distributed
 from gl_core.evaluation.arrays import Labels, Rows, as_cutoffs, as_labels
-from gl_core.evaluation.similarities import ClassMembers, Pairs, compared
+from gl_core.evaluation.similarities import ClassMembers, averaged, compared
 
 __all__ = ["retrieval_metrics"]
 
@@ -41,20 +41,18 @@ def retrieval_metrics(
         R-Precision = 1/R sum_j [j + v_j <= R]
         MAP@R       = 1/R sum_j [j + v_j <= R] j / (j + v_j)
 
-    Ties count against the query: embeddings that have collapsed to one point score no better than chance. As equal
-    vectors do not always give equal bits, a difference within the rounding error of a product of d terms is a tie, too:
-    for cosine, max(4, sqrt(d) / 2) times the machine epsilon, 1.3e-6 in float32 and 2.5e-15 in float64 at d = 512; for
-    euclidean, that times |q|^2 + |g|^2, after subtracting an offset that all vectors share. Any larger difference
-    decides.
+    Ties count against the query: embeddings that have collapsed to one point score no better than chance. A difference
+    within the rounding error of a product of d terms is a tie, too: for cosine, max(4, sqrt(d) / 2) times the machine
+    epsilon (1.3e-6 in float32 at d = 512); for euclidean, that times |q|^2 + |g|^2, after subtracting an offset that
+    all vectors share.
 
     Source: Musgrave et al., "A Metric Learning Reality Check", ECCV 2020, for MAP@R and R-Precision.
 
     Args:
         query: vectors (q, d).
         query_labels: whole numbers (q,).
-        gallery: vectors (g, d). None, or `query` itself: the queries are their own gallery, and each is left out of its
-            own neighbours by its index. Vectors that only equal those of the queries are taken for other images, with a
-            warning.
+        gallery: vectors (g, d). None, or `query` itself: the queries are their own gallery, each left out of its own
+            neighbours by its index. Vectors that only equal those of the queries are other images, with a warning.
         gallery_labels: whole numbers (g,), given with a gallery.
         recall_at: the K of R@K, one or several, which may exceed the gallery.
         metric: "cosine" or "euclidean" (see `gl_core.evaluation.nearest_neighbours`).
@@ -83,17 +81,15 @@ def retrieval_metrics(
     cutoffs = as_cutoffs("recall_at", recall_at)
     if (gallery is None) != (gallery_labels is None):
         raise ValueError("gallery and gallery_labels: must be given together, or neither of them")
-    if chunk_size is not None:
-        _checks.count("chunk_size", chunk_size, least=1)
     pairs = compared(query, None if gallery is query else gallery, metric, distances, same_images=same_images)
-    query_labels = as_labels("query_labels", query_labels, pairs.num_queries).to(pairs.device)
+    query_labels = as_labels("query_labels", query_labels, pairs.num_queries, pairs.device)
     if gallery_labels is None:
         gallery_labels = query_labels
     else:
-        gallery_labels = as_labels("gallery_labels", gallery_labels, pairs.num_gallery).to(pairs.device)
+        gallery_labels = as_labels("gallery_labels", gallery_labels, pairs.num_gallery, pairs.device)
         if pairs.leaves_self_out and not gallery_labels.equal(query_labels):
             raise ValueError("gallery_labels: must be equal to query_labels, as the gallery shows the same images")
-        if isinstance(pairs, Pairs) and not pairs.leaves_self_out and pairs.query.equal(pairs.gallery):
+        if distances is None and not pairs.leaves_self_out and pairs.query.equal(pairs.gallery):
             warnings.warn(
                 "gallery holds the vectors of query, so that each query finds itself: pass gallery=None if they are "
                 "the same images",
@@ -131,8 +127,4 @@ def retrieval_metrics(
         best_rank, precision, average_precision = distributed.join(found[part], len(used)).unbind(dim=1)
     of_each = {f"R@{cutoff}": (best_rank <= cutoff).double() for cutoff in cutoffs}
     of_each |= {"MAP@R": average_precision, "R-Precision": precision}
-    if per_query:
-        return {name: value.masked_fill(~used, math.nan) for name, value in of_each.items()}
-    return {name: value[used].mean().item() for name, value in of_each.items()} | {
-        "excluded_queries": int((~used).sum())
-    }
+    return averaged(of_each, used, per_query)

@@ -3,6 +3,7 @@
 import contextlib
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from gl_core import _checks
 from gl_core.evaluation.arrays import Rows, as_rows, common_offset, squared_norms, unit_rows
 
-__all__ = ["RANGE", "ClassMembers", "GivenDistances", "Pairs", "compared"]
+__all__ = ["RANGE", "ClassMembers", "GivenDistances", "Pairs", "averaged", "compared"]
 
 CHUNK_BYTES = 256 * 2**20  # that the rows of one chunk of queries take, similarities and workspace together
 WORKSPACE_BYTES = 128  # for each neighbour or positive that is kept of a row
@@ -22,11 +23,9 @@ RANGE = {"cosine": (-1.0, 1.0), "euclidean": (-math.inf, 0.0)}
 class Pairs:
     """Query and gallery, checked, in one dtype on one device, to be compared by `metric` a chunk of queries at a time.
 
-    Cosine: the rows are normalised. Euclidean: an offset that all rows share is subtracted.
-
-    `query_scale` and `gallery_scale` hold what the rounding errors of a row are proportional to: 1/2 each for unit
-    vectors, as the terms added up for a similarity are bounded by |q| |g| = 1; the squared lengths for squared
-    distances, where the bound is |q|^2 + |g|^2.
+    Cosine: the rows are normalised. Euclidean: an offset that all rows share is subtracted. `query_scale` and
+    `gallery_scale` add up to the bound of the terms of a similarity, to which its rounding errors are proportional:
+    |q| |g| = 1 for unit vectors, |q|^2 + |g|^2 for squared distances.
 
     Args:
         query: vectors (q, d).
@@ -53,8 +52,15 @@ class Pairs:
         else:
             prepared = [(unit_rows(x), x.new_full((len(x),), 0.5)) for x in sets.values()]
         (self.query, self.query_scale), (self.gallery, self.gallery_scale) = prepared[0], prepared[-1]
-        self.num_queries, self.num_gallery, self.device = len(self.query), len(self.gallery), self.query.device
+        self.num_queries, self.num_gallery = len(self.query), len(self.gallery)
+        self.dtype, self.device = self.query.dtype, self.query.device
         self.candidates = self.num_gallery - int(self.leaves_self_out)
+
+    def check_k(self, name: str, k: int) -> None:
+        """A query has k neighbours."""
+        _checks.count(name, k, least=1)
+        if k > self.candidates:
+            raise ValueError(f"{name}={k}: must be at most {self.candidates}, the rows that a query is compared with")
 
     def rounding(self, rows: slice, index: Int[Tensor, "q k"]) -> Float[Tensor, "q k"]:
         """How far two computations of the similarity of these queries and gallery rows may lie apart.
@@ -66,12 +72,7 @@ class Pairs:
         return spread * (self.query_scale[rows, None] + self.gallery_scale[index])
 
     def chunks(
-        self,
-        chunk_size: int | None = None,
-        *,
-        kept: int,
-        part: slice | None = None,
-        whole: Float[Tensor, "q g"] | None = None,
+        self, chunk_size: int | None = None, *, kept: int, part: slice | None = None
     ) -> Iterator[tuple[slice, Float[Tensor, "q g"]]]:
         """Queries as a slice, and their similarity to the gallery; minus infinity to themselves if they are left out.
 
@@ -82,52 +83,47 @@ class Pairs:
             chunk_size: queries compared at a time; None: as many as fit into 256 MiB.
             kept: how many neighbours or positives of a query the caller works on, which takes memory too.
             part: the queries to go through; None: all.
-            whole: where all similarities are to be kept, in the place of the buffer.
         """
         if chunk_size is None:
-            chunk_size = _rows_of_a_chunk(len(self.gallery), self.query.element_size(), kept)
-        buffer_rows = min(chunk_size, len(self.query)) if whole is None else 0
-        buffer = self.query.new_empty(buffer_rows, len(self.gallery))
-        for rows in _slices(part, len(self.query), chunk_size):
-            similarity = buffer[: rows.stop - rows.start] if whole is None else whole[rows]
-            _product(self.query[rows], self.gallery, similarity)
-            if self.metric == "euclidean":
-                # -|q - g|^2 = 2 <q, g> - |g|^2 - |q|^2
-                torch.add(-self.gallery_scale, similarity, alpha=2, out=similarity).sub_(self.query_scale[rows, None])
+            chunk_size = max(1, CHUNK_BYTES // (self.num_gallery * self.dtype.itemsize + kept * WORKSPACE_BYTES))
+        _checks.count("chunk_size", chunk_size, least=1)
+        buffer = torch.empty(min(chunk_size, self.num_queries), self.num_gallery, dtype=self.dtype, device=self.device)
+        first, last = (0, self.num_queries) if part is None else (part.start, part.stop)
+        for start in range(first, last, chunk_size):
+            rows = slice(start, min(start + chunk_size, last))
+            similarity = buffer[: rows.stop - start]
+            self._compare(rows, similarity)
             if self.leaves_self_out:
-                similarity.diagonal(offset=rows.start).fill_(-math.inf)
+                similarity.diagonal(offset=start).fill_(-math.inf)
             yield rows, similarity
 
+    def _compare(self, rows: slice, similarity: Float[Tensor, "q g"]) -> None:
+        _product(self.query[rows], self.gallery, similarity)
+        if self.metric == "euclidean":
+            # -|q - g|^2 = 2 <q, g> - |g|^2 - |q|^2
+            torch.add(-self.gallery_scale, similarity, alpha=2, out=similarity).sub_(self.query_scale[rows, None])
 
-class GivenDistances:
-    """Distances that are known, from re-ranking for instance, in the place of `Pairs`: similarity is their negative."""
+
+class GivenDistances(Pairs):
+    """Pairs whose distances are known, from re-ranking for instance: their similarity is the negative."""
 
     def __init__(
         self, distances: Float[Tensor, "q g"] | np.ndarray, num_queries: int, num_gallery: int, *, same_images: bool
     ):
-        distances = as_rows("distances", distances)
+        self.distances = as_rows("distances", distances)
         expected = (num_queries, num_gallery)
-        if distances.shape != expected:
-            raise ValueError(f"distances has shape {tuple(distances.shape)}: must be {expected}, queries by gallery")
-        self.similarity, self.leaves_self_out = -distances, same_images
-        self.num_queries, self.num_gallery, self.device = num_queries, num_gallery, distances.device
+        if self.distances.shape != expected:
+            found = tuple(self.distances.shape)
+            raise ValueError(f"distances has shape {found}: must be {expected}, queries by gallery")
+        self.num_queries, self.num_gallery, self.leaves_self_out = num_queries, num_gallery, same_images
+        self.dtype, self.device = self.distances.dtype, self.distances.device
 
     def rounding(self, rows: slice, index: Int[Tensor, "q k"]) -> Float[Tensor, "q k"]:
         """How far two computations of the same distance may lie apart: a few units in the last place."""
-        values = self.similarity[rows].gather(1, index)
-        return 4 * torch.finfo(values.dtype).eps * values.abs()
+        return 4 * torch.finfo(self.dtype).eps * self.distances[rows].gather(1, index).abs()
 
-    def chunks(
-        self, chunk_size: int | None = None, *, kept: int, part: slice | None = None
-    ) -> Iterator[tuple[slice, Float[Tensor, "q g"]]]:
-        """As `Pairs.chunks`."""
-        if chunk_size is None:
-            chunk_size = _rows_of_a_chunk(self.num_gallery, self.similarity.element_size(), kept)
-        for rows in _slices(part, self.num_queries, chunk_size):
-            similarity = self.similarity[rows].clone()
-            if self.leaves_self_out:
-                similarity.diagonal(offset=rows.start).fill_(-math.inf)
-            yield rows, similarity
+    def _compare(self, rows: slice, similarity: Float[Tensor, "q g"]) -> None:
+        torch.neg(self.distances[rows], out=similarity)
 
 
 class ClassMembers:
@@ -158,7 +154,7 @@ def compared(
     distances: Float[Tensor, "q g"] | np.ndarray | None,
     *,
     same_images: bool = False,
-) -> Pairs | GivenDistances:
+) -> Pairs:
     """Queries and gallery compared by `metric`, or by the distances that are given."""
     if same_images and gallery is not None and len(query) != len(gallery):
         raise ValueError(f"gallery has {len(gallery)} rows: must have {len(query)}, those of the same images as query")
@@ -169,15 +165,14 @@ def compared(
     return GivenDistances(distances, len(query), num_gallery, same_images=same_images or gallery is None)
 
 
-def _slices(part: slice | None, n: int, chunk_size: int) -> Iterator[slice]:
-    """The rows of a part, or all n, a chunk at a time."""
-    first, last = (0, n) if part is None else (part.start, part.stop)
-    for start in range(first, last, chunk_size):
-        yield slice(start, min(start + chunk_size, last))
-
-
-def _rows_of_a_chunk(num_gallery: int, element_size: int, kept: int) -> int:
-    return max(1, CHUNK_BYTES // (num_gallery * element_size + kept * WORKSPACE_BYTES))
+def averaged(
+    of_each: dict[str, Float[Tensor, " q"]], used: Bool[Tensor, " q"], per_query: bool = False
+) -> dict[str, Any]:
+    """Means over the queries that have positives, and the number of others; `per_query` the values, NaN for those."""
+    if per_query:
+        return {name: value.masked_fill(~used, math.nan) for name, value in of_each.items()}
+    means = {name: value[used].mean().item() for name, value in of_each.items()}
+    return means | {"excluded_queries": int((~used).sum())}
 
 
 def _product(query: Float[Tensor, "q d"], gallery: Float[Tensor, "g d"], out: Float[Tensor, "q g"]) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -169,6 +168,7 @@ class MetricLoss(nn.Module):
         _checks.count("embedding_size", embedding_size, least=1)
         self.method, self.num_classes, self.embedding_size = method, num_classes, embedding_size
         self.loss, self.miner = self._build(dict(self.options))
+        self._deferred = _checks.Deferred()
 
     def _build(self, options: dict[str, Any]) -> tuple[nn.Module, nn.Module | None]:
         """The library's loss and miner."""
@@ -206,17 +206,20 @@ class MetricLoss(nn.Module):
 
         Raises:
             ValueError: embeddings are not finite or of another length than `embedding_size`, or labels are out of
-                range.
+                range. On an accelerator the loss is NaN instead, and `check` raises.
         """
-        labels = torch.as_tensor(labels, device=embeddings.device)
-        _checks.batch(embeddings, labels, self.embedding_size, self.num_classes)
-        labels = labels.long()
+        values = _checks.Values("auto", self._deferred)
+        labels = _checks.batch(embeddings, labels, self.embedding_size, self.num_classes, values)
         with without_autocast(embeddings):
             # The library casts its proxies to the type of the embeddings, for good: never let it see half precision.
             (embeddings,) = at_least_float32(embeddings)
             if indices_tuple is None and self.miner is not None:
                 indices_tuple = self.miner(embeddings, labels)
-            return self.loss(embeddings, labels, indices_tuple)
+            return values.mark(self.loss(embeddings, labels, indices_tuple))
+
+    def check(self) -> None:
+        """Raise the ValueError of a batch that could not be checked without waiting for the device, if any."""
+        self._deferred.check()
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value:g}" for name, value in self.options.items())

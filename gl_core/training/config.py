@@ -67,12 +67,11 @@ def _errors_in_one_line(config: C) -> C:
 class Config:
     """Settings of one training run.
 
-    Build one with `Config.resolve`, which fills in what suits the data set, the backbone and the profile; the defaults
-    written here are the last resort. A whole number may stand for a float; nothing else is converted.
+    Build one with `Config.resolve`, which fills in what suits the data set, the backbone and the profile. A whole
+    number may stand for a float; nothing else is converted.
 
     Raises:
-        ValueError: a value is not of its type, out of its range, or does not go with another; the message is one line
-            that names the field, the value and what it may be.
+        ValueError: a value is not of its type, out of its range, or does not go with another, in one line.
     """
 
     # What is learned from what.
@@ -175,7 +174,7 @@ class Config:
         """Settings for a data set and a backbone; what is given wins, None means "what suits".
 
         What suits is looked up from the general to the particular: the defaults of `Config`, the data set, whether the
-        backbone is pretrained, the profile, the preset. No profile makes a named data set smaller.
+        backbone is pretrained, the profile, the preset.
 
         Raises:
             ValueError: as the constructor does, and for a setting that does nothing with the method.

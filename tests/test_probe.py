@@ -50,7 +50,7 @@ def test_features_that_say_nothing():
         (lambda f, y: linear_probe(f, y[:-1]), "labels has 119 entries: must have 120"),
         (lambda f, y: linear_probe(f * torch.inf, y), "must be finite"),
         (lambda f, y: linear_probe(f, y, max_iter=0), "max_iter=0"),
-        (lambda f, y: linear_probe(f, y, weight_decay=-1.0), "weight_decay=-1.0: must be 0 or more"),
+        (lambda f, y: linear_probe(f, y, weight_decay=-1.0), "weight_decay=-1.0: must be a finite number, 0 or more"),
         (lambda f, y: linear_probe(f, y - 1), "labels holds -1: must be 0 or more"),
     ],
 )

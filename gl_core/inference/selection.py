@@ -32,11 +32,10 @@ GRID: dict[str, dict[str, tuple]] = {
 
 
 class Measurement:
-    """Measures strategies on one network and one set of images.
+    """Measures strategies on one network, which passes once over the images and once over their mirror images.
 
-    The network passes over the images once, and once over their mirror images. Let x be the last map before its
-    activation a, which multiplies what is below 0 by the slope. Every slope and every pooling follows from three
-    numbers for each channel:
+    Let x be the last map before its activation a, which multiplies what is below 0 by the slope. Every slope and every
+    pooling follows from three numbers for each channel:
 
         mean a(x) = mean max(x, 0) + slope mean min(x, 0)        max a(x) = a(max x)
     """

@@ -37,8 +37,8 @@ __all__ = [
 def conv4(*, pretrained: bool = False, channels: int = 3, widths: tuple[int, ...] = (64, 96, 128, 256)) -> EmbeddingNet:
     """Four blocks of 3 x 3 convolution, batch normalisation, 2 x 2 max-pooling and ReLU: learns drawings from nothing.
 
-    Shape of the network after Vinyals et al., "Matching Networks", 2016, wider at the end because here the channels,
-    not the pixels, of the last map are the embedding.
+    After Vinyals et al., "Matching Networks", 2016, wider at the end because here the channels, not the pixels, of the
+    last map are the embedding.
 
     Args:
         pretrained: must be False, as there are no pretrained weights.
@@ -206,7 +206,7 @@ def timm_backbone(name: str, *, pretrained: bool = True, image_size: tuple[int, 
     create = partial(timm.create_model, name, pretrained=pretrained, num_classes=0)
     try:
         try:
-            network = create() if image_size is None else create(img_size=image_size)
+            network = create(img_size=image_size)
         except TypeError:  # a convolutional network, which takes any size
             network = create()
     # Hub, cache and network each raise errors of their own, and a model without weights a RuntimeError.
@@ -224,13 +224,13 @@ def timm_backbone(name: str, *, pretrained: bool = True, image_size: tuple[int, 
     height, width = image_size or settings["input_size"][1:]
     try:
         with evaluation_mode(model), torch.no_grad():
-            fits = model(torch.zeros(1, 3, height, width)).shape == (1, size)
+            found = model(torch.zeros(1, 3, height, width)).shape[1]
+        if found != size:
+            raise ValueError(f"its feature map has {found} channels, not {size}")
     except (RuntimeError, AssertionError, AttributeError, IndexError, TypeError, ValueError) as error:
         raise ValueError(
             f"backbone='timm:{name}': gives no embedding of images of {height} x {width} px ({error})"
         ) from error
-    if not fits:
-        raise ValueError(f"backbone='timm:{name}': has no feature map of {size} channels, so it cannot be a backbone")
     return model
 
 

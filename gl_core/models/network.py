@@ -1,4 +1,4 @@
-"""An embedding network: a backbone with its input convention, its pooling, and a neck where it has one."""
+"""An embedding network: what surrounds a backbone."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -13,12 +13,9 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class EmbeddingNet(nn.Module):
-    """A backbone with its input convention and its pooling.
+    """A backbone with its input convention, its pooling, and a neck where it has one (see `add_neck`).
 
         embedding = mean over space of body((image - mean) / std)
-
-    With a neck the mean goes through a batch normalisation before it is compared and before it is classified, but not
-    before the metric part of a loss: see `add_neck`.
 
     Args:
         body: (n, c, h, w) normalised images -> (n, d, h', w') feature map.
@@ -76,7 +73,7 @@ class EmbeddingNet(nn.Module):
         return self.neck(pooled)
 
     def add_neck(self, *, retrieve_after: bool = True) -> "EmbeddingNet":
-        """Add a batch normalisation between the embedding and the classifier.
+        """Add a batch normalisation between the embedding and the classifier; returns the network itself.
 
         In training the network gives the features before it, for the metric part of a loss, and whoever holds the
         classifier sends them through `neck` first. Source: Luo et al., "Bag of Tricks and a Strong Baseline for Deep
@@ -84,9 +81,6 @@ class EmbeddingNet(nn.Module):
 
         Args:
             retrieve_after: images are compared after the normalisation; False: before it.
-
-        Returns:
-            The network itself.
         """
         self.neck = nn.BatchNorm1d(self.embedding_size)
         self.neck.bias.requires_grad_(False)

@@ -31,6 +31,8 @@ __all__ = ["FORMAT", "configuration", "fingerprint", "load", "new_card", "read_c
 # Of the card; a reader refuses what is newer than itself.
 FORMAT = 1
 WEIGHTS, CARD = ".safetensors", ".json"
+# Settings that say what the network is.
+ARCHITECTURE = ("backbone", "last_stride", "bn_neck", "retrieve_after_neck")
 
 
 def new_card(
@@ -45,17 +47,9 @@ def new_card(
     known = CATALOGUE.get(train.name)
     classes = dict.fromkeys(train.class_names[label] for label in sorted(set(train.labels.tolist())) if label >= 0)
     return {
-        "run_id": record["run_id"],
-        "created": record["created"],
-        "commit": record["commit"],
-        "code": record["code"],
-        "architecture": {
-            "backbone": config.backbone,
-            "last_stride": config.last_stride,
-            "bn_neck": config.bn_neck,
-            "retrieve_after_neck": config.retrieve_after_neck,
-            "embedding_size": model.embedding_size,
-        },
+        **{name: record[name] for name in ("run_id", "created", "commit", "code")},
+        "architecture": {name: getattr(config, name) for name in ARCHITECTURE}
+        | {"embedding_size": model.embedding_size},
         # For readers of other programs; this library derives it from the configuration, as it does in training.
         "preprocessing": {
             "height": height,
@@ -186,7 +180,7 @@ def strategies(card: dict[str, Any]) -> Strategies:
 def fingerprint(card: dict[str, Any]) -> str:
     """The same for two cards only if their networks embed an image alike: weights, preprocessing and strategies."""
     settings = dataclasses.asdict(configuration(card))
-    shaping = ("backbone", "last_stride", "bn_neck", "retrieve_after_neck", "keep_aspect", "center_crop")
+    shaping = (*ARCHITECTURE, "keep_aspect", "center_crop")
     parts = [card["sha256"], configuration(card).input_size, *(settings[name] for name in shaping)]
     return hashlib.sha256(json.dumps([*parts, strategies(card).as_dict()]).encode()).hexdigest()[:16]
 

@@ -21,12 +21,12 @@ require("pydantic", extra="train")
 from pydantic import ConfigDict, Field, ValidationError, model_validator  # noqa: E402
 from pydantic.dataclasses import dataclass  # noqa: E402
 
-__all__ = ["METHODS", "OPTIMIZERS", "PROFILES", "Config"]
+__all__ = ["METHODS", "OF_GROUP_LOSS", "OPTIMIZERS", "PROFILES", "Config"]
 
 METHODS = ("group_loss", "cross_entropy", *BASELINES)
 OPTIMIZERS = ("radam", "adamw", "sgd")
 PROFILES = ("quick", "full")
-# Settings of the Group Loss, which do nothing for another method.
+# Settings of `GroupLoss`, which do nothing for another method.
 OF_GROUP_LOSS = ("num_anchors", "num_iterations", "temperature", "similarity", "dynamics", "cross_entropy_weight")
 
 C = TypeVar("C", bound=type)

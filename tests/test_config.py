@@ -50,7 +50,7 @@ def test_a_pretrained_backbone_is_handled_gently():
         ({"num_anchors": 8}, "num_anchors=8: must be below samples_per_class=8"),
         ({"method": "triplet", "temperature": 5.0}, "temperature=5.0: does nothing with method=triplet"),
         ({"preset": "vogue"}, "preset='vogue': must be one of None, cub, cars196, sop, reid"),
-        ({"backbone": "bn_inception"}, "weights=None: backbone=bn_inception needs the path of bn_inception-52deb4733"),
+        ({"backbone": "bn_inception"}, "weights=None: bn_inception needs the path of bn_inception-52deb4733"),
         ({"weights": "x.pth"}, "weights='x.pth': must be None for backbone=conv4"),
         ({"last_stride": 1}, "last_stride=1: must be 2 for backbone=conv4; resnet50 alone"),
         ({"last_stride": 3, "backbone": "resnet50"}, "last_stride=3: must be one of 1, 2"),

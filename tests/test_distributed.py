@@ -61,7 +61,8 @@ def gradients(build):
     network = build().double()
     images, labels = data()
     part = distributed.share(len(images))
-    loss = parallel(network)(images[part], labels[part])
+    wrapped = parallel(network)  # which must outlive the backward pass
+    loss = wrapped(images[part], labels[part])
     loss.backward()
     return {"loss": loss.detach()} | {name: value.grad for name, value in network.named_parameters()}
 
@@ -73,8 +74,9 @@ def learner():
     network = components.Learner(models.build("conv4"), loss, freeze_batch_norm=False).double()
     images, labels = torch.rand(12, 3, 28, 28, dtype=torch.float64), data()[1]
     part = distributed.share(12)
+    wrapped = parallel(network)
     with distributed.whole_batch_norm(network):
-        loss, embeddings = parallel(network)(images[part], labels[part])
+        loss, embeddings = wrapped(images[part], labels[part])
         loss.backward()
     found = {name: value.grad for name, value in network.named_parameters()}
     return found | {"loss": loss.detach(), "embeddings": embeddings} | network.state_dict()

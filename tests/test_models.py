@@ -72,11 +72,11 @@ def test_resnet50_without_network(monkeypatch):
         (lambda: models.build("conv4")(torch.rand(1, 2, 32, 32)), r"images has shape \(1, 2, 32, 32\)"),
         (lambda: models.build("resnet50", last_stride=3), "last_stride=3: must be 1 or 2"),
         (lambda: models.build("conv4", last_stride=1), "last_stride: is no option of backbone=conv4"),
-        (lambda: models.build("bn_inception"), "weights=None: backbone=bn_inception needs the path of bn_inception-"),
+        (lambda: models.build("bn_inception"), "weights=None: bn_inception needs the path of bn_inception-"),
         (lambda: models.build("timm:resnt50"), "backbone='timm:resnt50': timm has no such model; near: .*resnet50"),
         (
             lambda: models.build("timm:test_mambaout", pretrained=False, image_size=(96, 96)),
-            "backbone='timm:test_mambaout': gives no embedding of images of 96 x 96 px",
+            "backbone='timm:test_mambaout': no embedding of 96 x 96 px",
         ),
     ],
 )

@@ -73,7 +73,7 @@ class Centred(torch.nn.Module):
 @pytest.mark.parametrize("end", [torch.nn.Conv2d(4, 4, 1), Centred()])
 def test_a_backbone_without_a_last_activation_is_refused(end):
     model = models.EmbeddingNet(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), end), 4)
-    with pytest.raises(ValueError, match=r"leaky_slope=0.5: the feature map of this backbone does not end in a ReLU"):
+    with pytest.raises(ValueError, match="leaky_slope=0.5: must be 0, as this backbone does not end in a ReLU"):
         embed(model, images, Strategies(leaky_slope=0.5))
     assert not model.body._forward_hooks and not model.body[1]._forward_hooks
 

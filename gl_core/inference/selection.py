@@ -93,10 +93,7 @@ class Measurement:
         slope, weight = strategies.leaky_slope, strategies.mixed_pooling
         if not self.ends_in_rectifier:
             if slope:
-                raise ValueError(
-                    f"leaky_slope={slope}: this backbone does not end in a rectifier, so there is no slope to "
-                    "set; use 0"
-                )
+                raise ValueError(f"leaky_slope={slope}: must be 0, as this backbone does not end in a rectifier")
             slope = 1.0  # its map is pooled as it is
         largest = torch.where(largest < 0, slope * largest, largest)
         pooled = weight * largest + (1 - weight) * (positive + slope * negative)

@@ -51,10 +51,9 @@ class EmbeddingNet(nn.Module):
         """What `forward` pools. Images are uint8 in 0..255 or floats in [0, 1], with one channel or three (RGB)."""
         if images.ndim != 4 or images.shape[1] not in (1, 3):
             raise ValueError(f"images has shape {tuple(images.shape)}: must be (n, 1 or 3, height, width)")
-        if min(images.shape[2:]) < self.smallest:
-            raise ValueError(
-                f"images are {images.shape[2]} x {images.shape[3]} px: this backbone needs {self.smallest} px"
-            )
+        height, width = images.shape[2:]
+        if min(height, width) < self.smallest:
+            raise ValueError(f"images are {height} x {width} px: this backbone needs {self.smallest} px")
         if images.dtype == torch.uint8:
             images = images / 255
         channels = self.mean.shape[1]

@@ -1,8 +1,7 @@
 """Other losses by name, from pytorch-metric-learning: what the Group Loss is measured against.
 
-Each is trained as the Group Loss is: same backbone, batches, augmentation, optimiser and epochs. What a paper changed
-besides its loss (pooling, a normalisation layer, a longer warm-up) is left out for all alike; `Baseline.source` says
-what that is.
+Each is trained as the Group Loss is. What a paper changed besides its loss (pooling, a normalisation layer, a longer
+warm-up) is left out for all alike; `Baseline.source` says what that is.
 """
 
 import math
@@ -120,10 +119,7 @@ BASELINES: dict[str, Baseline] = {
 
 
 def check_options(method: str, given: Mapping[str, Any] | None) -> dict[str, float]:
-    """The options of a baseline, those not given by their defaults.
-
-    Raises:
-        ValueError: the method is none of `BASELINES`, it does not have such an option, or a value is out of range.
+    """The options of a baseline, those not given by their defaults. Raises ValueError for those it does not have.
 
     >>> check_options("proxy_anchor", {"margin": 0.2})
     {'alpha': 32.0, 'margin': 0.2}
@@ -154,6 +150,7 @@ class MetricLoss(nn.Module):
         embedding_size: d, length of an embedding.
         options: see `BASELINES`; what is not given has its default.
 
+    >>> import torch
     >>> loss = MetricLoss("proxy_anchor", num_classes=100, embedding_size=64, options={"alpha": 16})
     >>> loss(torch.randn(12, 64), torch.arange(3).repeat_interleave(4)).ndim
     0

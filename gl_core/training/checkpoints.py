@@ -1,8 +1,7 @@
 """A trained network as two files for others: NAME.safetensors, its weights, and NAME.json, its card.
 
-The card is plain JSON: architecture, preprocessing, training configuration, metrics with the data set and the protocol
-they were measured by, licence of the data, names of the classes trained on, versions, and the run and the commit it
-comes from. Nothing in either file is executed when it is read.
+The card says what the network is, how it was trained and evaluated, and on what. Nothing in either file is executed
+when it is read.
 """
 
 import dataclasses
@@ -85,7 +84,7 @@ def _protocol(dataset: RetrievalDataset) -> str:
 def save(path: str | os.PathLike, model: EmbeddingNet, card: dict[str, Any]) -> Path:
     """Write NAME.safetensors and NAME.json, the card, which holds the checksum of its weights.
 
-    Each file is written whole or not at all, the card last.
+    Each file is written whole or not at all, the card last. Raises OSError if they cannot be written.
 
     Args:
         path: NAME, or either of the two.
@@ -94,9 +93,6 @@ def save(path: str | os.PathLike, model: EmbeddingNet, card: dict[str, Any]) -> 
 
     Returns:
         The path of the weights.
-
-    Raises:
-        OSError: they cannot be written.
     """
     serialise = require("safetensors.torch", extra="train").save
     weights, described = _files(path)
@@ -143,9 +139,7 @@ def read_card(path: str | os.PathLike) -> dict[str, Any]:
     weights, described = _files(path)
     for file, what in ((weights, "weights"), (described, "card")):
         if not file.is_file():
-            raise FileNotFoundError(
-                f"{file}: there is no such file; a checkpoint is {WEIGHTS} and {CARD} ({what} missing)"
-            )
+            raise FileNotFoundError(f"{file}: there is no such file ({what} missing of {WEIGHTS} and {CARD})")
     try:
         card = json.loads(described.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

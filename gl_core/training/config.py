@@ -138,35 +138,28 @@ class Config:
 
     @model_validator(mode="after")
     def _settings_go_together(self) -> Self:
-        smallest = backbone(self.backbone).smallest
+        method, network = self.method, self.backbone
+        smallest = backbone(network).smallest
         for name in ("image_size", "image_width"):
             if (value := getattr(self, name)) is not None:
                 _checks.count(name, value, least=smallest)
-        if self.method == "group_loss" and self.num_anchors >= self.samples_per_class:
+        if method == "group_loss" and self.num_anchors >= self.samples_per_class:
             raise ValueError(
                 f"num_anchors={self.num_anchors}: must be below samples_per_class={self.samples_per_class}; "
                 "where every image is an anchor, nothing is left to learn"
             )
-        if self.method in BASELINES:
-            object.__setattr__(self, "loss_options", check_options(self.method, self.loss_options))
+        if method in BASELINES:
+            object.__setattr__(self, "loss_options", check_options(method, self.loss_options))
         elif self.loss_options is not None:
-            raise ValueError(
-                f"loss_options={self.loss_options!r}: must be None for {self.method}, which has settings of its own"
-            )
-        if self.last_stride == 1 and self.backbone != "resnet50":
-            raise ValueError(f"last_stride=1: must be 2 for backbone={self.backbone}; resnet50 alone has this option")
-        if self.bn_neck and self.method in BASELINES:
-            raise ValueError(
-                f"bn_neck=True: must be False for method={self.method}, which has no classifier after a neck"
-            )
-        if self.weights is not None and self.backbone != "bn_inception":
-            raise ValueError(
-                f"weights={self.weights!r}: must be None for backbone={self.backbone}, which finds its own"
-            )
-        if self.backbone == "bn_inception" and self.pretrained and self.weights is None:
-            raise ValueError(
-                f"weights=None: backbone=bn_inception needs the path of {FROM}; or choose pretrained=False"
-            )
+            raise ValueError(f"loss_options={self.loss_options!r}: must be None for {method}, which has other settings")
+        if self.last_stride == 1 and network != "resnet50":
+            raise ValueError(f"last_stride=1: must be 2 for backbone={network}; resnet50 alone has this option")
+        if self.bn_neck and method in BASELINES:
+            raise ValueError(f"bn_neck=True: must be False for method={method}, which has no classifier after a neck")
+        if self.weights is not None and network != "bn_inception":
+            raise ValueError(f"weights={self.weights!r}: must be None for backbone={network}, which finds its own")
+        if network == "bn_inception" and self.pretrained and self.weights is None:
+            raise ValueError(f"weights=None: bn_inception needs the path of {FROM}; or choose pretrained=False")
         return self
 
     @classmethod

@@ -176,8 +176,8 @@ def _epoch(
             check()
             speed = seen / (time.monotonic() - began)
             bar.set_postfix_str(f"loss {loss.item():.3f}, R@1 {recall.item():.2f}, {speed:.0f} images/s", refresh=False)
-    check()
     seconds = time.monotonic() - began
+    check()
     return {
         "loss": torch.stack(losses).mean().item(),
         "batch R@1": torch.stack(recalls).mean().item(),

@@ -1,9 +1,8 @@
 """The record of a run: what was done, by which code, where and when, and what came out.
 
-A record is one small JSON file, written whole or not at all, and never changed. Records of the book's build, of tests
-and of trials go to `_build/results`, which git ignores; only a run that is asked to be kept goes to `data/results`,
-with its purpose: `final`, a result that pages may cite, or `tuning`, a step on the way to one. One file a run, so that
-git merges the records of two people without conflict.
+A record is one small JSON file, never changed. It goes to `_build/results`, which git ignores, unless the run is to be
+kept: then to `data/results`, with its purpose: `final`, a result that pages may cite, or `tuning`, a step on the way to
+one. One file a run, so that git merges the records of two people without conflict.
 """
 
 import contextlib

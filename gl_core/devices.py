@@ -39,7 +39,7 @@ def choose_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda", distributed.local_rank()) if torch.cuda.is_available() else torch.device("cpu")
-    if not re.fullmatch(r"cpu|cuda(:\d\d?)?|mps", name):
+    if not re.fullmatch(r"(cpu|cuda|mps)(:\d\d?)?", name):
         raise ValueError(f"device={name!r}: must be auto, cpu, cuda, cuda:N or mps")
     device = torch.device(name)
     available = {

@@ -177,6 +177,9 @@ class Strategies:
 
     def only(self, names: Iterable[str]) -> "Strategies":
         """The strategies of these names (see `GROUPS`) as they are here, all others off."""
+        names = list(names)
+        for name in names:
+            _checks.choice("names", name, GROUPS)
         return Strategies(**{field: getattr(self, field) for name in names for field in GROUPS[name]})
 
 

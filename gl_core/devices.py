@@ -39,12 +39,9 @@ def choose_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda", distributed.local_rank()) if torch.cuda.is_available() else torch.device("cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device={name!r}: must be auto, cpu, cuda, cuda:N or mps") from error
-    if device.type not in ("cpu", "cuda", "mps"):
+    if not re.fullmatch(r"(cpu|cuda|mps)(:\d\d?)?", name):
         raise ValueError(f"device={name!r}: must be auto, cpu, cuda, cuda:N or mps")
+    device = torch.device(name)
     available = {
         "cpu": True,
         "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
@@ -113,16 +110,12 @@ def fabric(device: torch.device, precision: str = "auto") -> "Fabric":
         raise ValueError(f"precision='fp16': needs a GPU, this run uses {device.type}; take bf16 or 32")
     if precision == "bf16" and device.type == "cuda" and not native:
         raise ValueError("precision='bf16': this GPU does not compute in bfloat16; take fp16 or 32")
-    return lightning_fabric.Fabric(accelerator=device.type, precision=PRECISIONS[precision], **_placement(device))
-
-
-def _placement(device: torch.device) -> dict[str, Any]:
-    """What Fabric is told of processes and their devices."""
-    count = distributed.num_processes()
-    if count == 1:
-        return {"devices": [device.index] if device.type == "cuda" else 1}
+    settings: dict[str, Any] = {"accelerator": device.type, "precision": PRECISIONS[precision]}
+    if (count := distributed.num_processes()) == 1:
+        return lightning_fabric.Fabric(devices=[device.index] if device.type == "cuda" else 1, **settings)
     on_this_machine = int(os.environ["LOCAL_WORLD_SIZE"])
-    return {"strategy": "ddp", "devices": on_this_machine, "num_nodes": count // on_this_machine}
+    nodes = count // on_this_machine
+    return lightning_fabric.Fabric(strategy="ddp", devices=on_this_machine, num_nodes=nodes, **settings)
 
 
 @contextlib.contextmanager

@@ -2,8 +2,7 @@
 
 With p processes each embeds its own n / p images, then all exchange embeddings and labels (`whole_batch`), and every
 one computes the same loss of all n. Gradients come back through that exchange added up over processes: they are those
-of p times the loss. `DistributedDataParallel`, and so Fabric, averages the gradients of parameters over processes.
-After that they are those of the loss, for the backbone and for the classifier, just as in one process.
+of p times the loss. `DistributedDataParallel`, and so Fabric, averages them, after which they are those of one process.
 
 In one process every function here does nothing, so that a training loop needs no second version.
 """
@@ -107,9 +106,7 @@ def gather(x: Tensor) -> Tensor:
 def whole_batch(*parts: Tensor) -> tuple[Tensor, ...]:
     """The whole batch of each of the tensors of which this process has a part: features, logits, labels, ...
 
-    The loss of the whole batch is then the same in every process, and the gradient of a parameter, averaged over
-    processes, that of one process with the whole batch. The sampler that gives each process its part is
-    `GroupSampler(..., num_replicas=, rank=)`.
+    The sampler that gives each process its part is `GroupSampler(..., num_replicas=, rank=)`.
 
     >>> features, labels = torch.rand(4, 2), torch.tensor([0, 0, 1, 1])
     >>> whole_batch(features, labels)[0].shape           # in one process: as they are
@@ -177,10 +174,8 @@ def _whole(kind: type[nn.BatchNorm2d]) -> type[_WholeBatchNorm]:
         return _WholeBatchNorm
     if kind.__module__.startswith("timm.") and kind.__name__ == "BatchNormAct2d":
         return _WholeBatchNormAct
-    raise ValueError(
-        f"{kind.__module__}.{kind.__name__}: several processes cannot share the statistics of this layer; train with "
-        "one, or with another backbone"
-    )
+    name = f"{kind.__module__}.{kind.__name__}"
+    raise ValueError(f"{name}: several processes cannot share the statistics of this layer; train with one")
 
 
 def share(n: int) -> slice:

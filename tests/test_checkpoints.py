@@ -1,12 +1,13 @@
 """The trained network as two files: they give back the metrics of the run, and say in one line what is wrong."""
 
+import dataclasses
 import json
 
 import pytest
 import torch
 from test_training import config, pictures  # noqa: F401 (a fixture)
 
-from gl_core import datasets, models, training
+from gl_core import datasets, training
 from gl_core.inference.strategies import Strategies
 from gl_core.training import checkpoints, components, records
 from gl_core.training.config import Config
@@ -45,22 +46,15 @@ def test_the_files_of_a_run_give_back_its_metrics(run, pictures):  # noqa: F811
     assert f"network: _build/models/{run.record['run_id']}.safetensors" in run.report()
     model, card = checkpoints.load(run.model_path)
     assert not model.training
-    test = datasets.load("folder", pictures, "test")
+    train, test = (datasets.load("folder", pictures, split) for split in ("train", "test"))
     store = components.image_store(test, checkpoints.configuration(card), torch.device("cpu"))
     found = training.evaluate(model, store, cluster=True)
-    assert found == run.metrics
-    assert found == pytest.approx(card["metrics"], rel=1e-6)
+    assert found == run.metrics == pytest.approx(card["metrics"], rel=1e-6)
     recorded = json.loads(run.record_path.read_text())
     for name in ("run_id", "created", "commit", "config", "metrics", "versions"):
         assert card[name] == recorded[name]
-    train = datasets.load("folder", pictures, "train")
     assert card["trained_on"] == train.class_names[: len(set(train.labels.tolist()))]
-    assert card["evaluation"] == {
-        "dataset": train.name,
-        "classes": "unseen test classes",
-        "images": len(test),
-        "protocol": "all images search each other",
-    }
+    assert (card["evaluation"]["classes"], card["evaluation"]["images"]) == ("unseen test classes", len(test))
     assert card["data_licence"] == "yours" and card["architecture"]["backbone"] == "conv4"
     assert (card["preprocessing"]["height"], card["preprocessing"]["mean"]) == (28, [0.5, 0.5, 0.5])
 
@@ -75,14 +69,11 @@ def test_the_files_of_a_run_give_back_its_metrics(run, pictures):  # noqa: F811
     ids=lambda settings: settings["backbone"],
 )
 def test_a_network_comes_back_with_its_options(tmp_path, settings):
-    torch.manual_seed(1)
     config = Config.resolve(dataset="glyphs", **settings)
-    if config.backbone == "bn_inception":
-        model = models.build("bn_inception", pretrained=False)
-    else:
-        model = components.build_model(config)
+    known = dataclasses.replace(config, pretrained=False, weights=None)  # the file of weights is not there
+    model = components.build_model(known).to(memory_format=torch.channels_last)
     kept = {name: value for name, value in config.as_dict().items() if name != "weights"}
-    checkpoints.save(tmp_path / "a.b.safetensors", model.to(memory_format=torch.channels_last), {"config": kept})
+    checkpoints.save(tmp_path / "a.b.safetensors", model, {"config": kept})
     again, card = checkpoints.load(tmp_path / "a.b")
     images = torch.rand(2, 3, 32, 40)
     with torch.inference_mode():
@@ -90,44 +81,39 @@ def test_a_network_comes_back_with_its_options(tmp_path, settings):
     assert checkpoints.configuration(card).input_size == config.input_size
 
 
-def test_strategies_are_part_of_the_card(saved):
+def test_strategies_are_part_of_the_card_and_the_fingerprint_is_that_of_what_embeds(saved):
     before = checkpoints.read_card(saved)
     assert checkpoints.strategies(before) == Strategies()
+    edit(saved, metrics={"R@1": 0.5})
+    same = checkpoints.read_card(saved)
     chosen = Strategies(mirror=True, beta=0.5)
     edit(saved, strategies=chosen.as_dict())
-    after = checkpoints.read_card(saved)
-    assert checkpoints.strategies(after) == chosen
-    assert checkpoints.fingerprint(before) != checkpoints.fingerprint(after)
+    searched = checkpoints.read_card(saved)
+    assert checkpoints.strategies(searched) == chosen
+    edit(saved, strategies=None, config=before["config"] | {"center_crop": 0.5})
+    seen = checkpoints.read_card(saved)
+    assert checkpoints.fingerprint(same) == checkpoints.fingerprint(before)
+    assert len({checkpoints.fingerprint(card) for card in (before, searched, seen)}) == 3
 
 
-def test_the_fingerprint_is_that_of_what_embeds(saved):
-    before = checkpoints.read_card(saved)
-    edit(saved, metrics={"R@1": 0.5})
-    assert checkpoints.fingerprint(checkpoints.read_card(saved)) == checkpoints.fingerprint(before)
-    edit(saved, config=before["config"] | {"center_crop": 0.5})
-    assert checkpoints.fingerprint(checkpoints.read_card(saved)) != checkpoints.fingerprint(before)
-
-
-def test_weights_of_another_architecture(saved):
-    card = checkpoints.read_card(saved)
-    edit(saved, config=card["config"] | {"backbone": "efficientnet_lite0"})
-    with pytest.raises(
-        ValueError, match=r"net.safetensors: weights of another architecture than backbone=efficient.*missing"
-    ):
-        checkpoints.load(saved)
-    edit(saved, config=card["config"] | {"bn_neck": True})
-    with pytest.raises(ValueError, match="another architecture than backbone=conv4: neck.weight is missing"):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"backbone": "efficientnet_lite0"}, "efficient.*missing"), ({"bn_neck": True}, "conv4: neck.weight is missing")],
+)
+def test_weights_of_another_architecture(saved, change, message):
+    edit(saved, config=checkpoints.read_card(saved)["config"] | change)
+    with pytest.raises(ValueError, match=f"net.safetensors: weights of another architecture than backbone={message}"):
         checkpoints.load(saved)
 
 
-@pytest.mark.parametrize("left", [0, 5, 1000, -1])
+@pytest.mark.parametrize("left", [0, -1])
 def test_truncated_weights(saved, left):
     saved.write_bytes(saved.read_bytes()[:left])
     with pytest.raises(ValueError, match="net.safetensors: cut off or damaged"):
         checkpoints.load(saved)
 
 
-def test_weights_of_another_run(saved, tmp_path):
+def test_weights_of_another_run(saved):
     content = bytearray(saved.read_bytes())
     content[-1] ^= 1
     saved.write_bytes(content)
@@ -155,5 +141,5 @@ def test_broken_cards(saved, card, message):
 @pytest.mark.parametrize(("missing", "what"), [("net.json", "card"), ("net.safetensors", "weights")])
 def test_a_missing_half_is_named(saved, missing, what):
     (saved.parent / missing).unlink()
-    with pytest.raises(FileNotFoundError, match=rf"{missing}: there is no such file.*\({what} missing\)"):
+    with pytest.raises(FileNotFoundError, match=rf"{missing}: there is no such file \({what} missing"):
         checkpoints.load(saved)

@@ -1,11 +1,11 @@
 """Settings: what wins over what, and what is refused."""
 
 import dataclasses
+import json
 
 import pytest
 
 from gl_core.training.config import Config
-from gl_core.training.presets import PRESETS
 
 
 def test_given_values_win_and_none_means_what_suits():
@@ -16,13 +16,9 @@ def test_given_values_win_and_none_means_what_suits():
 
 
 def test_profile_only_sets_defaults_and_never_cuts_a_named_data_set():
-    quick, full = Config.resolve("quick"), Config.resolve("full")
-    assert quick.epochs < full.epochs
+    assert Config.resolve("quick").epochs < Config.resolve("full").epochs
     for dataset in ("omniglot", "cars196_half", "folder"):
-        quick, full = (
-            Config.resolve("quick", dataset=dataset).as_dict(),
-            Config.resolve("full", dataset=dataset).as_dict(),
-        )
+        quick, full = (Config.resolve(profile, dataset=dataset).as_dict() for profile in ("quick", "full"))
         assert quick | {"profile": "full"} == full
 
 
@@ -35,17 +31,6 @@ def test_a_pretrained_backbone_is_handled_gently():
     assert not blank.freeze_batch_norm and not blank.choose_epochs
 
 
-def test_from_parameters_passes_over_other_names():
-    assert Config.from_parameters({"epochs": 2, "keep": None, "__name__": "x"}).epochs == 2
-
-
-def test_settings_are_plain_values():
-    import json
-
-    config = Config.resolve(dataset="omniglot", seed=3)
-    assert Config(**json.loads(json.dumps(config.as_dict()))) == config
-
-
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -56,32 +41,20 @@ def test_settings_are_plain_values():
         ({"epochs": "ten"}, "epochs='ten': must be a whole number, 0 or more"),
         ({"epochs": True}, "epochs=True: must be a whole number, 0 or more"),
         ({"pretrained": 1}, "pretrained=1: must be true or false"),
-        ({"epochs": -1}, "epochs=-1: must be a whole number, 0 or more"),
         ({"image_size": 20}, "image_size=20: must be a whole number, 28 or more"),
         ({"image_size": 10**9}, "image_size=1000000000: must be a whole number, 1 or more and at most 4096"),
-        ({"data_root": 7}, "data_root=7: must be a string, not empty, or None"),
         ({"data_root": ""}, "data_root='': must be a string, not empty, or None"),
-        ({"temperature": 0}, "temperature=0: must be a number above 0"),
         ({"temperature": float("inf")}, "temperature=inf: must be a number above 0"),
-        ({"learning_rate": "fast"}, "learning_rate='fast': must be a number above 0"),
         ({"held_out": 1.0}, "held_out=1.0: must be a number above 0 and below 1"),
-        ({"samples_per_class": 1}, "samples_per_class=1: must be a whole number, 2 or more"),
         ({"seed": -1}, "seed=-1: must be a whole number, 0 or more and below 4294967296"),
-        ({"seed": 2**32}, "seed=4294967296"),
         ({"num_anchors": 8}, "num_anchors=8: must be below samples_per_class=8"),
         ({"method": "triplet", "temperature": 5.0}, "temperature=5.0: does nothing with method=triplet"),
-        ({"method": "cross_entropy", "num_iterations": 3}, "num_iterations=3: does nothing with method=cross_entropy"),
         ({"preset": "vogue"}, "preset='vogue': must be one of None, cub, cars196, sop, reid"),
-        (
-            {"backbone": "bn_inception"},
-            "weights=None: backbone=bn_inception needs the path of bn_inception-52deb4733.pth",
-        ),
+        ({"backbone": "bn_inception"}, "weights=None: bn_inception needs the path of bn_inception-52deb4733"),
         ({"weights": "x.pth"}, "weights='x.pth': must be None for backbone=conv4"),
         ({"last_stride": 1}, "last_stride=1: must be 2 for backbone=conv4; resnet50 alone"),
         ({"last_stride": 3, "backbone": "resnet50"}, "last_stride=3: must be one of 1, 2"),
         ({"bn_neck": True, "method": "triplet"}, "bn_neck=True: must be False for method=triplet"),
-        ({"image_width": 20}, "image_width=20: must be a whole number, 28 or more"),
-        ({"workers": -1}, "workers=-1: must be a whole number, 0 or more"),
         ({"random_erasing": 1.5}, "random_erasing=1.5: must be a number, 0 or more and at most 1"),
         ({"evaluate_on": "train"}, "evaluate_on='train': must be one of test, held_out"),
     ],
@@ -100,44 +73,43 @@ def test_what_does_nothing_is_accepted_where_it_was_not_chosen():
     assert dataclasses.replace(group_loss, method="cross_entropy").temperature == 5
 
 
-def test_a_copy_is_checked_and_a_whole_number_may_stand_for_a_float():
+def test_settings_are_plain_values_and_a_whole_number_may_stand_for_a_float():
     config = dataclasses.replace(Config.resolve(seed=3), temperature=7)
     assert config.temperature == 7 and type(config.temperature) is float
     assert config == Config.resolve(seed=3, temperature=7.0) and hash(config) == hash(dataclasses.replace(config))
+    assert Config(**json.loads(json.dumps(config.as_dict()))) == config
     with pytest.raises(ValueError, match="^epochs=-1: must be a whole number, 0 or more$"):
         dataclasses.replace(config, epochs=-1)
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        config.epochs = 2
 
 
-def test_a_list_that_papermill_made_a_string_is_refused_with_its_right_form():
-    """`papermill chapter.ipynb out.ipynb -p iterations '[1, 3]'` sets the string."""
+def test_parameters_of_a_chapter():
+    """Other names are passed over; `papermill -p iterations '[1, 3]'` sets a string, which is no list."""
     declared = {"iterations": list, "seeds": list[int], "epochs": int}
     with pytest.raises(ValueError, match=r"iterations='\[1, 3\]': must be a list; .* -y 'iterations: \[1, 3\]'"):
         Config.from_parameters({"__annotations__": declared, "iterations": "[1, 3]", "seeds": None})
     assert Config.from_parameters({"__annotations__": declared, "iterations": [1, 3], "epochs": 2}).epochs == 2
 
 
-def test_presets_are_the_published_settings_and_only_set_defaults():
-    # The table of the authors' released code.
-    published = {
-        "cub": (6, 9, 2, 24.0, 1.56e-4, 6.06e-6),
-        "cars196": (5, 7, 3, 79.0, 2.0e-4, 4.86e-7),
-        "sop": (10, 6, 2, 54.0, 6.08e-4, 5.27e-12),
-    }
+@pytest.mark.parametrize(
+    ("preset", "values"),  # the table of the authors' released code
+    [
+        ("cub", (6, 9, 2, 24.0, 1.56e-4, 6.06e-6)),
+        ("cars196", (5, 7, 3, 79.0, 2.0e-4, 4.86e-7)),
+        ("sop", (10, 6, 2, 54.0, 6.08e-4, 5.27e-12)),
+    ],
+)
+def test_presets_are_the_published_settings_and_only_set_defaults(preset, values):
     names = ("classes_per_batch", "samples_per_class", "num_anchors", "temperature", "learning_rate", "weight_decay")
-    for preset, values in published.items():
-        for profile in ("quick", "full"):
-            config = Config.resolve(profile, preset=preset, dataset="folder", weights="bn_inception.pth")
-            assert tuple(getattr(config, name) for name in names) == values
-            assert (config.epochs, config.schedule, config.step_at, config.finetune_epochs) == (70, "step", 31, 10)
-            assert (config.backbone, config.optimizer, config.num_iterations) == ("bn_inception", "radam", 1)
-            assert (config.image_size, round(config.image_size / config.center_crop)) == (227, 256)
-            assert not config.choose_epochs and not config.freeze_batch_norm and not config.average_weights
-        assert PRESETS[preset]["dataset"] == preset
-    given = Config.resolve(preset="cub", dataset="omniglot", backbone="conv4", epochs=3, temperature=5.0)
+    for profile in ("quick", "full"):
+        config = Config.resolve(profile, preset=preset, dataset="folder", weights="bn_inception.pth")
+        assert tuple(getattr(config, name) for name in names) == values
+        assert (config.epochs, config.schedule, config.step_at, config.finetune_epochs) == (70, "step", 31, 10)
+        assert (config.backbone, config.optimizer, config.num_iterations) == ("bn_inception", "radam", 1)
+        assert (config.image_size, round(config.image_size / config.center_crop)) == (227, 256)
+        assert not config.choose_epochs and not config.freeze_batch_norm and not config.average_weights
+    given = Config.resolve(preset=preset, dataset="omniglot", backbone="conv4", epochs=3, temperature=5.0)
     assert (given.dataset, given.backbone, given.epochs, given.temperature) == ("omniglot", "conv4", 3, 5.0)
-    assert given.samples_per_class == 9 and given.preset == "cub"
+    assert given.samples_per_class == values[1] and given.preset == preset
 
 
 def test_the_recipe_of_re_identification():
@@ -145,6 +117,3 @@ def test_the_recipe_of_re_identification():
     assert config.input_size == (256, 128) and not config.keep_aspect
     assert config.augmentation == "person" and config.random_erasing == 0.5
     assert config.last_stride == 1 and config.bn_neck and config.backbone == "resnet50"
-    # Without it these are off.
-    plain = Config.resolve(dataset="folder")
-    assert plain.last_stride == 2 and not plain.bn_neck and plain.random_erasing == 0 and plain.input_size == (128, 128)

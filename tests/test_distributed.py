@@ -8,7 +8,6 @@ import sys
 import pytest
 import torch
 import two_processes
-from PIL import Image
 from timm.layers import BatchNormAct2d
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -52,12 +51,17 @@ class Functional(Network):
         return group_loss(*distributed.whole_batch(features, self.loss(features), labels), temperature=2.0)
 
 
+def parallel(network):
+    """The network as each of several processes trains it."""
+    return DistributedDataParallel(network) if distributed.num_processes() > 1 else network
+
+
 def gradients(build):
     torch.manual_seed(0)
     network = build().double()
     images, labels = data()
     part = distributed.share(len(images))
-    wrapped = DistributedDataParallel(network) if distributed.num_processes() > 1 else network
+    wrapped = parallel(network)  # which must outlive the backward pass
     loss = wrapped(images[part], labels[part])
     loss.backward()
     return {"loss": loss.detach()} | {name: value.grad for name, value in network.named_parameters()}
@@ -70,7 +74,7 @@ def learner():
     network = components.Learner(models.build("conv4"), loss, freeze_batch_norm=False).double()
     images, labels = torch.rand(12, 3, 28, 28, dtype=torch.float64), data()[1]
     part = distributed.share(12)
-    wrapped = DistributedDataParallel(network) if distributed.num_processes() > 1 else network
+    wrapped = parallel(network)
     with distributed.whole_batch_norm(network):
         loss, embeddings = wrapped(images[part], labels[part])
         loss.backward()
@@ -96,12 +100,11 @@ def batch_norm():
         kinds[0](3, 4, 3), kinds[1](4), kinds[2](), kinds[3](4, momentum=None), kinds[4](4, act_layer=nn.Tanh)
     ).double()
     images, weights = torch.randn(6, 3, 5, 5).double(), torch.rand(6, 4, 3, 3).double()
-    part = distributed.share(6)
-    wrapped = DistributedDataParallel(layers) if distributed.num_processes() > 1 else layers
+    wrapped = parallel(layers)
     with distributed.whole_batch_norm(layers):
         for _ in range(2):
             layers.zero_grad()
-            output = distributed.gather(wrapped(images[part]))
+            output = distributed.gather(wrapped(images[distributed.share(6)]))
             (output * weights).sum().backward()
         layers.eval()
         evaluated = layers(images)
@@ -132,49 +135,32 @@ def everything():
     return {"losses": losses(), "batch norm": batch_norm(), "evaluation": evaluation()}
 
 
-@pytest.fixture(scope="module")
-def both(tmp_path_factory):
-    """What two processes found, and one."""
-    return two_processes.run(everything, tmp_path_factory.mktemp("two")), everything()
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["losses", "batch norm"])
-def test_two_processes_have_the_loss_and_the_gradients_of_one(both, what):
-    two, one = both
+def test_two_processes_have_the_loss_the_gradients_and_the_evaluation_of_one(tmp_path):
+    two, one = two_processes.run(everything, tmp_path), everything()
     for found in two:
-        torch.testing.assert_close(found[what], one[what], rtol=1e-6, atol=1e-9)
-
-
-@pytest.mark.slow
-def test_two_processes_share_out_an_evaluation(both):
-    two, one = both
-    for found in two:
+        for what in ("losses", "batch norm"):
+            torch.testing.assert_close(found[what], one[what], rtol=1e-6, atol=1e-9)
         assert found["evaluation"]["joined"].equal(one["evaluation"]["joined"])
         for name in ("metrics", "crossed", "persons"):
             assert found["evaluation"][name] == pytest.approx(one["evaluation"][name], rel=1e-12)
     assert [found["evaluation"]["main"] for found in two] == [True, False]
 
 
-@pytest.fixture
-def glyphs(tmp_path):
-    """Twelve classes of eight glyphs as files, half of them for training: two batches of 3 x 8 are an epoch."""
+@pytest.mark.slow
+def test_two_processes_train_as_one_and_leave_one_record(tmp_path, monkeypatch):
+    # Twelve classes of eight glyphs as files, half of them for training: two batches of 3 x 8 are an epoch.
     dataset = datasets.load("glyphs", split="train")
     for label in range(12):
         (tmp_path / "glyphs" / str(label)).mkdir(parents=True)
         for number, index in enumerate((dataset.labels == label).nonzero()[0][:8]):
-            Image.Image.save(dataset[int(index)][0], tmp_path / "glyphs" / str(label) / f"{number}.png")
-    return tmp_path / "glyphs"
-
-
-@pytest.mark.slow
-def test_two_processes_train_as_one_and_leave_one_record(glyphs, tmp_path, monkeypatch):
+            dataset[int(index)][0].save(tmp_path / "glyphs" / str(label) / f"{number}.png")
     (tmp_path / "book").mkdir()
     (tmp_path / "_config.yml").touch()
     monkeypatch.chdir(tmp_path)
     settings = {
-        "dataset": "folder", "data_root": str(glyphs), "backbone": "conv4", "image_size": 28, "augmentation": "none",
-        "classes_per_batch": 3, "samples_per_class": 8, "epochs": 1, "device": "cpu",
+        "dataset": "folder", "data_root": str(tmp_path / "glyphs"), "backbone": "conv4", "image_size": 28, "epochs": 1,
+        "augmentation": "none", "classes_per_batch": 3, "samples_per_class": 8, "device": "cpu",
     }  # fmt: skip
     one = training.run(Config.resolve(**settings), progress=False)
     one.record_path.unlink()

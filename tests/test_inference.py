@@ -38,10 +38,7 @@ def test_expansion_equals_the_formula_one_query_at_a_time(vectors, alpha, own):
         expected.append(F.normalize(q + sum(max(s, 0) ** alpha * gallery[j] for s, j in scores), dim=0))
     made = query_expansion(vectors if own else vectors[:3], None if own else vectors[3:], k=2, alpha=alpha)
     torch.testing.assert_close(made, torch.stack(expected))
-
-
-def test_expansion_by_no_neighbour_changes_nothing(vectors):
-    assert torch.equal(query_expansion(vectors, k=0, alpha=3), vectors)
+    assert query_expansion(vectors, k=0, alpha=alpha).equal(vectors)
 
 
 @pytest.mark.parametrize(

@@ -33,20 +33,18 @@ def embed(
 ) -> Float[Tensor, "n d"]:
     """The embedding of every image, in order, in float32 on the model's device.
 
-    Of the strategies those take effect that concern a single image: the last activation, the pooling, the mirror image
-    and the normalisation, in this order.
-
     Args:
         model: it runs in evaluation mode, and is left as it came.
         images: an `ImageStore`, or a tensor (n, 1 or 3, h, w), uint8 or floats in [0, 1].
-        strategies: None: none of them.
+        strategies: those that concern a single image take effect: the last activation, the pooling, the mirror image
+            and the normalisation, in this order. None: none of them.
         batch_size: images at a time.
         shared: the processes of `gl_core.distributed` share out the images; all return the embeddings of all images.
 
     Raises:
         ValueError: a slope is given and the backbone has no last activation, or an embedding is not finite.
     """
-    strategies = Strategies() if strategies is None else strategies
+    strategies = strategies or Strategies()
     device = next(model.parameters()).device
     rows = range(len(images))[distributed.share(len(images))] if shared else range(len(images))
 
@@ -117,11 +115,9 @@ def search_and_judge(
     Args:
         embeddings: one row an image of the data set.
         dataset: its protocol is followed.
-        strategies: at test time; None: none.
-        cluster: add clustering metrics of the embeddings.
-        shared: see `evaluate`.
+        strategies: as in `evaluate`, and so are `cluster` and `shared`.
     """
-    strategies = Strategies() if strategies is None else strategies
+    strategies = strategies or Strategies()
     if strategies.expansion == 0 and strategies.lambda_value == 1:
         return judge(embeddings, dataset, metric=strategies.metric, cluster=cluster, shared=shared)
     parts = query_and_gallery(dataset)
@@ -131,23 +127,17 @@ def search_and_judge(
         # Expanded vectors have length 1, and are compared by their directions.
         metric = "cosine"
         expand = partial(query_expansion, k=strategies.expansion, alpha=strategies.alpha)
-        query, gallery = (
-            expand(query, None if parts is None else gallery),
-            expand(gallery) if strategies.database_side else gallery,
-        )
+        query = expand(query, None if parts is None else gallery)
+        gallery = expand(gallery) if strategies.database_side else gallery
     if strategies.lambda_value < 1:
         if metric == "cosine":
             # Squared distances of unit vectors, 2 - 2 cos, rank as the cosine does.
             query, gallery = unit_rows(query), unit_rows(gallery)
-        everyone = len(query) if parts is None else len(query) + len(gallery)
+        searched = None if parts is None else gallery
+        everyone = len(query) + (0 if searched is None else len(searched))
         k1 = min(strategies.k1, everyone - 1)
-        distances = k_reciprocal(
-            query,
-            None if parts is None else gallery,
-            k1=k1,
-            k2=min(strategies.k2, k1),
-            lambda_value=strategies.lambda_value,
-        )
+        k2 = min(strategies.k2, k1)
+        distances = k_reciprocal(query, searched, k1=k1, k2=k2, lambda_value=strategies.lambda_value)
         found = judge(embeddings, dataset, distances=distances, shared=shared)
     elif parts is None:
         labels = torch.from_numpy(dataset.labels)

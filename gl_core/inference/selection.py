@@ -32,11 +32,10 @@ GRID: dict[str, dict[str, tuple]] = {
 
 
 class Measurement:
-    """Measures strategies on one network and one set of images.
+    """Measures strategies on one network, which passes once over the images and once over their mirror images.
 
-    The network passes over the images once, and once over their mirror images. Let x be the last map before its
-    activation a, which multiplies what is below 0 by the slope. Every slope and every pooling follows from three
-    numbers for each channel:
+    Let x be the last map before its activation a, which multiplies what is below 0 by the slope. Every slope and every
+    pooling follows from three numbers for each channel:
 
         mean a(x) = mean max(x, 0) + slope mean min(x, 0)        max a(x) = a(max x)
     """
@@ -94,10 +93,7 @@ class Measurement:
         slope, weight = strategies.leaky_slope, strategies.mixed_pooling
         if not self.ends_in_rectifier:
             if slope:
-                raise ValueError(
-                    f"leaky_slope={slope}: this backbone does not end in a rectifier, so there is no slope to "
-                    "set; use 0"
-                )
+                raise ValueError(f"leaky_slope={slope}: must be 0, as this backbone does not end in a rectifier")
             slope = 1.0  # its map is pooled as it is
         largest = torch.where(largest < 0, slope * largest, largest)
         pooled = weight * largest + (1 - weight) * (positive + slope * negative)

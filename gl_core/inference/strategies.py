@@ -5,7 +5,6 @@ but for mirror averaging and query expansion, which are of the field at large.
 """
 
 import dataclasses
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -61,8 +60,7 @@ def beta_normalize(features: Float[Tensor, "n d"], beta: float) -> Float[Tensor,
     >>> beta_normalize(torch.tensor([[0., 5.]]), 0.2)
     tensor([[0., 2.]])
     """
-    if not 0 <= beta < math.inf:
-        raise ValueError(f"beta={beta}: must be 0 or more, and finite")
+    _checks.weight("beta", beta)
     _checks.matrix("features", features)
     directions = F.normalize(features)
     return directions if beta == 0 else directions + beta * features
@@ -93,8 +91,7 @@ def query_expansion(
     >>> query_expansion(torch.tensor([[1., 0.]]), torch.tensor([[3., 4.], [0., -1.]]), k=1, alpha=0)
     tensor([[0.8944, 0.4472]])
     """
-    if not 0 <= alpha < math.inf:
-        raise ValueError(f"alpha={alpha}: must be 0 or more, and finite")
+    _checks.weight("alpha", alpha)
     _checks.count("k", k, least=0)
     _checks.matrix("query", query)
     if k == 0:
@@ -146,8 +143,7 @@ class Strategies:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must lie in [0, 1]")
         for name in ("beta", "alpha"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)}: must be a finite number, 0 or more")
+            _checks.weight(name, getattr(self, name))
         for name, least in {"expansion": 0, "k1": 1, "k2": 1}.items():
             _checks.count(name, getattr(self, name), least=least)
         for name in ("mirror", "database_side"):
@@ -183,7 +179,7 @@ class Strategies:
         """The strategies of these names (see `GROUPS`) as they are here, all others off."""
         names = list(names)
         for name in names:
-            _checks.choice("names", name, tuple(GROUPS))
+            _checks.choice("names", name, GROUPS)
         return Strategies(**{field: getattr(self, field) for name in names for field in GROUPS[name]})
 
 

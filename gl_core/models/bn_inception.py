@@ -1,7 +1,7 @@
-"""BN-Inception: the Inception network with batch normalisation that the authors of the Group Loss start from.
+"""BN-Inception, which the authors of the Group Loss start from.
 
-Architecture: Ioffe and Szegedy, "Batch Normalization", ICML 2015, appendix, in the variant of the weights that
-circulate for it. Its parameters are named as in that file, so that the file loads as it is.
+Source: Ioffe and Szegedy, "Batch Normalization", ICML 2015, appendix, in the variant of the weights that circulate for
+it. Its parameters are named as in that file, so that the file loads as it is.
 """
 
 from functools import partial
@@ -111,9 +111,7 @@ def load_weights(network: BNInception, path: str | Path) -> None:
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(
-            f"weights={path}: there is no such file; it must be {FROM}, or a network fine-tuned from it"
-        )
+        raise FileNotFoundError(f"weights={path}: there is no such file; it must be {FROM}, or fine-tuned from it")
     state = {name: value for name, value in _read(path).items() if name.split(".")[0] not in ("last_linear", "fc")}
     expected = network.state_dict()
     # An older file keeps batch-norm parameters as (1, C), and does not count batches.

@@ -44,10 +44,7 @@ def leaky_last_activation(model: EmbeddingNet, slope: float) -> Iterator[None]:
             rectified = before.clamp(min=0, max=6 if isinstance(module, nn.ReLU6) else None)
             if rectified.shape == output.shape and rectified.equal(output):
                 return torch.where(before < 0, slope * before, output)
-        raise ValueError(
-            f"leaky_slope={slope}: the feature map of this backbone does not end in a ReLU or ReLU6, so there is no "
-            "slope to set; use leaky_slope=0"
-        )
+        raise ValueError(f"leaky_slope={slope}: must be 0, as this backbone does not end in a ReLU or ReLU6")
 
     hooks = [model.body.register_forward_hook(end)]
     for module in model.body.modules():

@@ -1,4 +1,4 @@
-"""An embedding network: a backbone with its input convention, its pooling, and a neck where it has one."""
+"""An embedding network: what surrounds a backbone."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -13,12 +13,9 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class EmbeddingNet(nn.Module):
-    """A backbone with its input convention and its pooling.
+    """A backbone with its input convention, its pooling, and a neck where it has one (see `add_neck`).
 
         embedding = mean over space of body((image - mean) / std)
-
-    With a neck the mean goes through a batch normalisation before it is compared and before it is classified, but not
-    before the metric part of a loss: see `add_neck`.
 
     Args:
         body: (n, c, h, w) normalised images -> (n, d, h', w') feature map.
@@ -54,10 +51,9 @@ class EmbeddingNet(nn.Module):
         """What `forward` pools. Images are uint8 in 0..255 or floats in [0, 1], with one channel or three (RGB)."""
         if images.ndim != 4 or images.shape[1] not in (1, 3):
             raise ValueError(f"images has shape {tuple(images.shape)}: must be (n, 1 or 3, height, width)")
-        if min(images.shape[2:]) < self.smallest:
-            raise ValueError(
-                f"images are {images.shape[2]} x {images.shape[3]} px: this backbone needs {self.smallest} px"
-            )
+        height, width = images.shape[2:]
+        if min(height, width) < self.smallest:
+            raise ValueError(f"images are {height} x {width} px: this backbone needs {self.smallest} px")
         if images.dtype == torch.uint8:
             images = images / 255
         channels = self.mean.shape[1]
@@ -76,7 +72,7 @@ class EmbeddingNet(nn.Module):
         return self.neck(pooled)
 
     def add_neck(self, *, retrieve_after: bool = True) -> "EmbeddingNet":
-        """Add a batch normalisation between the embedding and the classifier.
+        """Add a batch normalisation between the embedding and the classifier; returns the network itself.
 
         In training the network gives the features before it, for the metric part of a loss, and whoever holds the
         classifier sends them through `neck` first. Source: Luo et al., "Bag of Tricks and a Strong Baseline for Deep
@@ -84,9 +80,6 @@ class EmbeddingNet(nn.Module):
 
         Args:
             retrieve_after: images are compared after the normalisation; False: before it.
-
-        Returns:
-            The network itself.
         """
         self.neck = nn.BatchNorm1d(self.embedding_size)
         self.neck.bias.requires_grad_(False)

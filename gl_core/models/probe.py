@@ -36,17 +36,16 @@ def linear_probe(
     _checks.matrix("features", features)
     _checks.labels("labels", labels, length=len(features))
     _checks.count("max_iter", max_iter, least=1)
+    _checks.weight("weight_decay", weight_decay)
     if int(labels.min()) < 0:
         raise ValueError(f"labels holds {int(labels.min())}: must be 0 or more")
-    if not weight_decay >= 0:
-        raise ValueError(f"weight_decay={weight_decay}: must be 0 or more")
     features = features.detach()
     mean, scale = features.mean(dim=0), features.std().clamp_min(torch.finfo(features.dtype).tiny)
     standardised = (features - mean) / scale
     num_classes = int(labels.max()) + 1
-    # Its weights are set below: without drawing them first the random state stays as it is.
-    probe = nn.Linear(features.shape[1], num_classes, device="meta", dtype=features.dtype)
-    probe = probe.to_empty(device=features.device)
+    # `skip_init` draws no weights, so that the random state stays as it is.
+    size = features.shape[1], num_classes
+    probe = nn.utils.skip_init(nn.Linear, *size, device=features.device, dtype=features.dtype)
     nn.init.zeros_(probe.weight)
     nn.init.zeros_(probe.bias)
     optimizer = torch.optim.LBFGS(probe.parameters(), max_iter=max_iter)

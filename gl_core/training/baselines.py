@@ -1,8 +1,7 @@
 """Other losses by name, from pytorch-metric-learning: what the Group Loss is measured against.
 
-Each is trained as the Group Loss is: same backbone, batches, augmentation, optimiser and epochs. What a paper changed
-besides its loss (pooling, a normalisation layer, a longer warm-up) is left out for all alike; `Baseline.source` says
-what that is.
+Each is trained as the Group Loss is. What a paper changed besides its loss (pooling, a normalisation layer, a longer
+warm-up) is left out for all alike; `Baseline.source` says what that is.
 """
 
 import math
@@ -10,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -121,10 +119,7 @@ BASELINES: dict[str, Baseline] = {
 
 
 def check_options(method: str, given: Mapping[str, Any] | None) -> dict[str, float]:
-    """The options of a baseline, those not given by their defaults.
-
-    Raises:
-        ValueError: the method is none of `BASELINES`, it does not have such an option, or a value is out of range.
+    """The options of a baseline, those not given by their defaults. Raises ValueError for those it does not have.
 
     >>> check_options("proxy_anchor", {"margin": 0.2})
     {'alpha': 32.0, 'margin': 0.2}
@@ -155,6 +150,7 @@ class MetricLoss(nn.Module):
         embedding_size: d, length of an embedding.
         options: see `BASELINES`; what is not given has its default.
 
+    >>> import torch
     >>> loss = MetricLoss("proxy_anchor", num_classes=100, embedding_size=64, options={"alpha": 16})
     >>> loss(torch.randn(12, 64), torch.arange(3).repeat_interleave(4)).ndim
     0
@@ -169,6 +165,7 @@ class MetricLoss(nn.Module):
         _checks.count("embedding_size", embedding_size, least=1)
         self.method, self.num_classes, self.embedding_size = method, num_classes, embedding_size
         self.loss, self.miner = self._build(dict(self.options))
+        self._deferred = _checks.Deferred()
 
     def _build(self, options: dict[str, Any]) -> tuple[nn.Module, nn.Module | None]:
         """The library's loss and miner."""
@@ -206,17 +203,20 @@ class MetricLoss(nn.Module):
 
         Raises:
             ValueError: embeddings are not finite or of another length than `embedding_size`, or labels are out of
-                range.
+                range. On an accelerator the loss is NaN instead, and `check` raises.
         """
-        labels = torch.as_tensor(labels, device=embeddings.device)
-        _checks.batch(embeddings, labels, self.embedding_size, self.num_classes)
-        labels = labels.long()
+        values = _checks.Values("auto", self._deferred)
+        labels = _checks.batch(embeddings, labels, self.embedding_size, self.num_classes, values)
         with without_autocast(embeddings):
             # The library casts its proxies to the type of the embeddings, for good: never let it see half precision.
             (embeddings,) = at_least_float32(embeddings)
             if indices_tuple is None and self.miner is not None:
                 indices_tuple = self.miner(embeddings, labels)
-            return self.loss(embeddings, labels, indices_tuple)
+            return values.mark(self.loss(embeddings, labels, indices_tuple))
+
+    def check(self) -> None:
+        """Raise the ValueError of a batch that could not be checked without waiting for the device, if any."""
+        self._deferred.check()
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value:g}" for name, value in self.options.items())

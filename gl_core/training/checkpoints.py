@@ -1,8 +1,7 @@
 """A trained network as two files for others: NAME.safetensors, its weights, and NAME.json, its card.
 
-The card is plain JSON: architecture, preprocessing, training configuration, metrics with the data set and the protocol
-they were measured by, licence of the data, names of the classes trained on, versions, and the run and the commit it
-comes from. Nothing in either file is executed when it is read.
+The card says what the network is, how it was trained and evaluated, and on what. Nothing in either file is executed
+when it is read.
 """
 
 import dataclasses
@@ -31,6 +30,8 @@ __all__ = ["FORMAT", "configuration", "fingerprint", "load", "new_card", "read_c
 # Of the card; a reader refuses what is newer than itself.
 FORMAT = 1
 WEIGHTS, CARD = ".safetensors", ".json"
+# Settings that say what the network is.
+ARCHITECTURE = ("backbone", "last_stride", "bn_neck", "retrieve_after_neck")
 
 
 def new_card(
@@ -45,17 +46,9 @@ def new_card(
     known = CATALOGUE.get(train.name)
     classes = dict.fromkeys(train.class_names[label] for label in sorted(set(train.labels.tolist())) if label >= 0)
     return {
-        "run_id": record["run_id"],
-        "created": record["created"],
-        "commit": record["commit"],
-        "code": record["code"],
-        "architecture": {
-            "backbone": config.backbone,
-            "last_stride": config.last_stride,
-            "bn_neck": config.bn_neck,
-            "retrieve_after_neck": config.retrieve_after_neck,
-            "embedding_size": model.embedding_size,
-        },
+        **{name: record[name] for name in ("run_id", "created", "commit", "code")},
+        "architecture": {name: getattr(config, name) for name in ARCHITECTURE}
+        | {"embedding_size": model.embedding_size},
         # For readers of other programs; this library derives it from the configuration, as it does in training.
         "preprocessing": {
             "height": height,
@@ -91,7 +84,7 @@ def _protocol(dataset: RetrievalDataset) -> str:
 def save(path: str | os.PathLike, model: EmbeddingNet, card: dict[str, Any]) -> Path:
     """Write NAME.safetensors and NAME.json, the card, which holds the checksum of its weights.
 
-    Each file is written whole or not at all, the card last.
+    Each file is written whole or not at all, the card last. Raises OSError if they cannot be written.
 
     Args:
         path: NAME, or either of the two.
@@ -100,9 +93,6 @@ def save(path: str | os.PathLike, model: EmbeddingNet, card: dict[str, Any]) -> 
 
     Returns:
         The path of the weights.
-
-    Raises:
-        OSError: they cannot be written.
     """
     serialise = require("safetensors.torch", extra="train").save
     weights, described = _files(path)
@@ -149,9 +139,7 @@ def read_card(path: str | os.PathLike) -> dict[str, Any]:
     weights, described = _files(path)
     for file, what in ((weights, "weights"), (described, "card")):
         if not file.is_file():
-            raise FileNotFoundError(
-                f"{file}: there is no such file; a checkpoint is {WEIGHTS} and {CARD} ({what} missing)"
-            )
+            raise FileNotFoundError(f"{file}: there is no such file ({what} missing of {WEIGHTS} and {CARD})")
     try:
         card = json.loads(described.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -186,7 +174,7 @@ def strategies(card: dict[str, Any]) -> Strategies:
 def fingerprint(card: dict[str, Any]) -> str:
     """The same for two cards only if their networks embed an image alike: weights, preprocessing and strategies."""
     settings = dataclasses.asdict(configuration(card))
-    shaping = ("backbone", "last_stride", "bn_neck", "retrieve_after_neck", "keep_aspect", "center_crop")
+    shaping = (*ARCHITECTURE, "keep_aspect", "center_crop")
     parts = [card["sha256"], configuration(card).input_size, *(settings[name] for name in shaping)]
     return hashlib.sha256(json.dumps([*parts, strategies(card).as_dict()]).encode()).hexdigest()[:16]
 

@@ -11,7 +11,7 @@ from gl_core.datasets import RetrievalDataset
 from gl_core.datasets.store import ImageStore
 from gl_core.loss import CrossEntropyLoss, GroupLoss
 from gl_core.training.baselines import BASELINES, MetricLoss
-from gl_core.training.config import Config
+from gl_core.training.config import OF_GROUP_LOSS, Config
 
 __all__ = ["Learner", "build_loss", "build_model", "build_optimizer", "build_schedule", "image_store", "place"]
 
@@ -25,16 +25,7 @@ def build_loss(config: Config, num_classes: int, embedding_size: int) -> CrossEn
         return MetricLoss(config.method, num_classes, embedding_size, config.loss_options)
     if config.method == "cross_entropy":
         return CrossEntropyLoss(num_classes, embedding_size)
-    return GroupLoss(
-        num_classes,
-        embedding_size,
-        num_anchors=config.num_anchors,
-        num_iterations=config.num_iterations,
-        temperature=config.temperature,
-        similarity=config.similarity,
-        dynamics=config.dynamics,
-        cross_entropy_weight=config.cross_entropy_weight,
-    )
+    return GroupLoss(num_classes, embedding_size, **{name: getattr(config, name) for name in OF_GROUP_LOSS})
 
 
 def build_model(config: Config) -> models.EmbeddingNet:

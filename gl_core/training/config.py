@@ -21,12 +21,12 @@ require("pydantic", extra="train")
 from pydantic import ConfigDict, Field, ValidationError, model_validator  # noqa: E402
 from pydantic.dataclasses import dataclass  # noqa: E402
 
-__all__ = ["METHODS", "OPTIMIZERS", "PROFILES", "Config"]
+__all__ = ["METHODS", "OF_GROUP_LOSS", "OPTIMIZERS", "PROFILES", "Config"]
 
 METHODS = ("group_loss", "cross_entropy", *BASELINES)
 OPTIMIZERS = ("radam", "adamw", "sgd")
 PROFILES = ("quick", "full")
-# Settings of the Group Loss, which do nothing for another method.
+# Settings of `GroupLoss`, which do nothing for another method.
 OF_GROUP_LOSS = ("num_anchors", "num_iterations", "temperature", "similarity", "dynamics", "cross_entropy_weight")
 
 C = TypeVar("C", bound=type)
@@ -67,12 +67,11 @@ def _errors_in_one_line(config: C) -> C:
 class Config:
     """Settings of one training run.
 
-    Build one with `Config.resolve`, which fills in what suits the data set, the backbone and the profile; the defaults
-    written here are the last resort. A whole number may stand for a float; nothing else is converted.
+    Build one with `Config.resolve`, which fills in what suits the data set, the backbone and the profile. A whole
+    number may stand for a float; nothing else is converted.
 
     Raises:
-        ValueError: a value is not of its type, out of its range, or does not go with another; the message is one line
-            that names the field, the value and what it may be.
+        ValueError: a value is not of its type, out of its range, or does not go with another, in one line.
     """
 
     # What is learned from what.
@@ -139,35 +138,28 @@ class Config:
 
     @model_validator(mode="after")
     def _settings_go_together(self) -> Self:
-        smallest = backbone(self.backbone).smallest
+        method, network = self.method, self.backbone
+        smallest = backbone(network).smallest
         for name in ("image_size", "image_width"):
             if (value := getattr(self, name)) is not None:
                 _checks.count(name, value, least=smallest)
-        if self.method == "group_loss" and self.num_anchors >= self.samples_per_class:
+        if method == "group_loss" and self.num_anchors >= self.samples_per_class:
             raise ValueError(
                 f"num_anchors={self.num_anchors}: must be below samples_per_class={self.samples_per_class}; "
                 "where every image is an anchor, nothing is left to learn"
             )
-        if self.method in BASELINES:
-            object.__setattr__(self, "loss_options", check_options(self.method, self.loss_options))
+        if method in BASELINES:
+            object.__setattr__(self, "loss_options", check_options(method, self.loss_options))
         elif self.loss_options is not None:
-            raise ValueError(
-                f"loss_options={self.loss_options!r}: must be None for {self.method}, which has settings of its own"
-            )
-        if self.last_stride == 1 and self.backbone != "resnet50":
-            raise ValueError(f"last_stride=1: must be 2 for backbone={self.backbone}; resnet50 alone has this option")
-        if self.bn_neck and self.method in BASELINES:
-            raise ValueError(
-                f"bn_neck=True: must be False for method={self.method}, which has no classifier after a neck"
-            )
-        if self.weights is not None and self.backbone != "bn_inception":
-            raise ValueError(
-                f"weights={self.weights!r}: must be None for backbone={self.backbone}, which finds its own"
-            )
-        if self.backbone == "bn_inception" and self.pretrained and self.weights is None:
-            raise ValueError(
-                f"weights=None: backbone=bn_inception needs the path of {FROM}; or choose pretrained=False"
-            )
+            raise ValueError(f"loss_options={self.loss_options!r}: must be None for {method}, which has other settings")
+        if self.last_stride == 1 and network != "resnet50":
+            raise ValueError(f"last_stride=1: must be 2 for backbone={network}; resnet50 alone has this option")
+        if self.bn_neck and method in BASELINES:
+            raise ValueError(f"bn_neck=True: must be False for method={method}, which has no classifier after a neck")
+        if self.weights is not None and network != "bn_inception":
+            raise ValueError(f"weights={self.weights!r}: must be None for backbone={network}, which finds its own")
+        if network == "bn_inception" and self.pretrained and self.weights is None:
+            raise ValueError(f"weights=None: bn_inception needs the path of {FROM}; or choose pretrained=False")
         return self
 
     @classmethod
@@ -175,7 +167,7 @@ class Config:
         """Settings for a data set and a backbone; what is given wins, None means "what suits".
 
         What suits is looked up from the general to the particular: the defaults of `Config`, the data set, whether the
-        backbone is pretrained, the profile, the preset. No profile makes a named data set smaller.
+        backbone is pretrained, the profile, the preset.
 
         Raises:
             ValueError: as the constructor does, and for a setting that does nothing with the method.

@@ -1,13 +1,12 @@
 """A whole training run: from a configuration to a network, its metrics and its record."""
 
 import dataclasses
+import functools
 import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from gl_core import datasets, devices, distributed, models
 from gl_core.datasets import RetrievalDataset
@@ -27,9 +26,8 @@ __all__ = ["Run", "run"]
 class Run:
     """What a training run left behind.
 
-    `metrics` and `untrained` are those of the evaluated classes (the test classes, unless the configuration says
-    held-out), after and before training; fractions in [0, 1]. `history` has one dict an epoch of the final training,
-    `selection` one an epoch on held-out classes (empty if the number of epochs was given).
+    `metrics` and `untrained` are those of the evaluated classes after and before training, fractions in [0, 1].
+    `history` has one dict an epoch of the final training, `selection` one an epoch on held-out classes, if any.
     """
 
     config: Config
@@ -72,8 +70,7 @@ def run(config: Config, *, chapter: str = "training", keep: str | None = None, p
     1. Evaluate the untrained network. With `finetune_epochs`, training below is preceded by that many epochs of plain
        classification, from which the network and the classifier are taken over.
     2. With `choose_epochs`: train on part of the training classes, and find the number of epochs, 0 included, after
-    which
-       the held-out classes are retrieved best.
+       which the held-out classes are retrieved best.
     3. Train on all training classes for that number of epochs (on the part, if `evaluate_on` is "held_out").
     4. Evaluate, once. The network goes to `_build/models/<run_id>` (see `gl_core.training.checkpoints`).
 
@@ -93,13 +90,19 @@ def run(config: Config, *, chapter: str = "training", keep: str | None = None, p
     started = time.monotonic()
     device = devices.choose_device(config.device)
     progress = progress and distributed.is_main()
-    record = records.new_record(chapter=chapter, config=config.as_dict(), device=_device_names(device), keep=keep)
+    name, count = devices.device_name(device), distributed.num_processes()
+    record = records.new_record(
+        chapter=chapter, config=config.as_dict(), device=f"{count} x {name}" if count > 1 else name, keep=keep
+    )
     train, evaluated, fit_part, held_out = _load(config)
     unfinished = resume.folder(config, [data_version(train), data_version(evaluated)])
     started -= resume.seconds_spent(unfinished)
 
+    @functools.cache
+    def store(dataset: RetrievalDataset, *, training: bool = False) -> ImageStore:
+        return image_store(dataset, config, device, training=training, progress=progress)
+
     with devices.seeded(config.seed, device):
-        store = _Stores(config, device, progress)
         model = place(build_model(config), device)
         # The state lives on the CPU so that the same start serves the search and the final training.
         start = {name: value.cpu().clone() for name, value in model.state_dict().items()}
@@ -170,22 +173,6 @@ def _finetune_and_fit(
     )
 
 
-class _Stores:
-    """The decoded images of each part of the data, read when first needed and read once."""
-
-    def __init__(self, config: Config, device: torch.device, progress: bool) -> None:
-        self.config, self.device, self.progress = config, device, progress
-        self._stores: dict[tuple[int, bool], ImageStore] = {}
-
-    def __call__(self, dataset: RetrievalDataset, *, training: bool = False) -> ImageStore:
-        key = (id(dataset), training)
-        if key not in self._stores:
-            self._stores[key] = image_store(
-                dataset, self.config, self.device, training=training, progress=self.progress
-            )
-        return self._stores[key]
-
-
 def _load(config: Config) -> tuple[RetrievalDataset, RetrievalDataset, RetrievalDataset, RetrievalDataset]:
     """Training data, evaluated data, and the training data parted into those to fit and those held out.
 
@@ -201,8 +188,3 @@ def _load(config: Config) -> tuple[RetrievalDataset, RetrievalDataset, Retrieval
     test = config.evaluate_on == "test"
     evaluated = datasets.load(config.dataset, config.data_root, "test") if test else held_out
     return train, evaluated, fit_part, held_out
-
-
-def _device_names(device: torch.device) -> str:
-    count = distributed.num_processes()
-    return f"{count} x {devices.device_name(device)}" if count > 1 else devices.device_name(device)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from gl_core import devices, distributed, models
+from gl_core._extras import require
 from gl_core.datasets.augmentation import augment
 from gl_core.datasets.store import ImageStore
 from gl_core.inference import evaluate
@@ -22,16 +23,18 @@ from gl_core.training import resume
 from gl_core.training.baselines import MetricLoss
 from gl_core.training.components import Learner, build_loss, build_optimizer, build_schedule
 from gl_core.training.config import Config
-from gl_core.training.progress import Progress, training_bar
 
 if TYPE_CHECKING:
     import numpy as np
     from lightning_fabric import Fabric
+    from tqdm import tqdm
 
 __all__ = ["evaluate", "fit", "held_out_metrics", "sampler_of", "score", "train_step"]
 
 # How many epochs without a better score on held-out classes end the search for the number of epochs.
 PATIENCE = 4
+# Seconds between two drawings of the progress bar.
+INTERVAL = 1.0
 
 
 def fit(
@@ -63,7 +66,11 @@ def fit(
     Returns:
         One dict an epoch: epoch (from 1), loss (mean), batch R@1, images_per_s, learning_rate, and the held-out
         metrics.
+
+    Raises:
+        ValueError: the training diverged. On a GPU this shows when the loss is next read.
     """
+    tqdm = require("tqdm", extra="train").tqdm
     stop_after = config.epochs if stop_after is None else stop_after
     sampler = sampler_of(config, images.labels.cpu())
     if loss is None:
@@ -90,11 +97,11 @@ def fit(
             averaged.update_parameters(learner)
         return found
 
-    what = "training" if held_out is None else "choosing epochs"
-    with (
-        distributed.whole_batch_norm(learner),
-        training_bar(stop_after * len(sampler), len(history) * len(sampler), what, progress) as bar,
-    ):
+    bar = tqdm(
+        total=stop_after * len(sampler), initial=len(history) * len(sampler), unit=" batches", mininterval=INTERVAL,
+        desc="training" if held_out is None else "choosing epochs", disable=not progress,
+    )  # fmt: skip
+    with distributed.whole_batch_norm(learner), bar:
         for epoch in range(len(history), stop_after):
             if held_out is not None and _stalled(history):
                 break
@@ -103,7 +110,8 @@ def fit(
             # Processes vary their images independently of each other.
             generator.manual_seed((distributed.rank() << 52) + (config.seed << 20) + epoch)
             rate = optimizer.param_groups[0]["lr"]
-            entry = {"epoch": epoch + 1} | _epoch(step, images.batches(sampler), bar) | {"learning_rate": rate}
+            entry = {"epoch": epoch + 1} | _epoch(step, images.batches(sampler), bar, loss.check)
+            entry["learning_rate"] = rate
             if held_out is not None:
                 with _weights_of(averaged, learner):
                     entry |= held_out_metrics(evaluate(model, held_out, shared=True))
@@ -140,18 +148,7 @@ def train_step(
         The loss and R@1 inside the batch, as tensors on the device: the host does not wait for them.
     """
     varied = augment(pixels, config.augmentation, config.input_size, erasing=config.random_erasing, generator=generator)
-    return _optimise(fabric, learner, optimizer, varied.contiguous(memory_format=torch.channels_last), labels)
-
-
-def _optimise(
-    fabric: "Fabric",
-    learner: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    images: Float[Tensor, "n 3 h w"],
-    labels: Int[Tensor, " n"],
-) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """What a step does on the device with images that lie there: nothing depends on the host or on random numbers."""
-    loss, embeddings = learner(images, labels)
+    loss, embeddings = learner(varied.contiguous(memory_format=torch.channels_last), labels)
     optimizer.zero_grad()
     fabric.backward(loss)
     optimizer.step()
@@ -159,20 +156,28 @@ def _optimise(
 
 
 def _epoch(
-    step: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], batches: Iterable[tuple[Tensor, Tensor]], bar: Progress
+    step: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    bar: "tqdm",
+    check: Callable[[], None],
 ) -> dict[str, float]:
-    """Take a step with every batch: mean loss, mean R@1 inside the batches, images per second."""
+    """Take a step with every batch: mean loss, mean R@1 inside the batches, images per second.
+
+    `check` raises what the loss found on a GPU; it makes the host wait, and is called where the loss is read.
+    """
     losses, recalls, seen, began = [], [], 0, time.monotonic()
     for pixels, labels in batches:
         loss, recall = step(pixels, labels)
         losses.append(loss)
         recalls.append(recall)
         seen += distributed.num_processes() * len(labels)
-        bar.update()
         # Reading a loss makes the host wait for the device, so it is read only as often as the bar is drawn.
-        if bar.due():
-            bar.show(loss=loss.item(), recall=recall.item(), speed=seen / (time.monotonic() - began))
+        if bar.update():
+            check()
+            speed = seen / (time.monotonic() - began)
+            bar.set_postfix_str(f"loss {loss.item():.3f}, R@1 {recall.item():.2f}, {speed:.0f} images/s", refresh=False)
     seconds = time.monotonic() - began
+    check()
     return {
         "loss": torch.stack(losses).mean().item(),
         "batch R@1": torch.stack(recalls).mean().item(),

@@ -74,37 +74,18 @@ _AUTHORS = {
     "average_weights": 0.0,
     "choose_epochs": False,
 }
+_OF_A_DATASET = (
+    "classes_per_batch", "samples_per_class", "num_anchors", "temperature", "learning_rate", "weight_decay"
+)  # fmt: skip
+_PUBLISHED = {
+    "cub": (6, 9, 2, 24.0, 1.56e-4, 6.06e-6),
+    "cars196": (5, 7, 3, 79.0, 2.0e-4, 4.86e-7),
+    "sop": (10, 6, 2, 54.0, 6.08e-4, 5.27e-12),
+}
 PRESETS: dict[str, dict[str, Any]] = {
-    "cub": _AUTHORS
-    | {
-        "dataset": "cub",
-        "classes_per_batch": 6,
-        "samples_per_class": 9,
-        "num_anchors": 2,
-        "temperature": 24.0,
-        "learning_rate": 1.56e-4,
-        "weight_decay": 6.06e-6,
-    },
-    "cars196": _AUTHORS
-    | {
-        "dataset": "cars196",
-        "classes_per_batch": 5,
-        "samples_per_class": 7,
-        "num_anchors": 3,
-        "temperature": 79.0,
-        "learning_rate": 2.0e-4,
-        "weight_decay": 4.86e-7,
-    },
-    "sop": _AUTHORS
-    | {
-        "dataset": "sop",
-        "classes_per_batch": 10,
-        "samples_per_class": 6,
-        "num_anchors": 2,
-        "temperature": 54.0,
-        "learning_rate": 6.08e-4,
-        "weight_decay": 5.27e-12,
-    },
+    name: _AUTHORS | {"dataset": name} | dict(zip(_OF_A_DATASET, values, strict=True))
+    for name, values in _PUBLISHED.items()
+} | {
     # Luo et al., "Bag of Tricks and a Strong Baseline for Deep Person Re-identification", CVPRW 2019, with the Group
     # Loss in the place of the triplet loss. RAdam stands for Adam with its warm-up; of their two steps of the learning
     # rate (after epochs 40 and 70) there is the first; no label smoothing, no centre loss.

@@ -1,11 +1,11 @@
 """The record of a run: what was done, by which code, where and when, and what came out.
 
-A record is one small JSON file, written whole or not at all, and never changed. Records of the book's build, of tests
-and of trials go to `_build/results`, which git ignores; only a run that is asked to be kept goes to `data/results`,
-with its purpose: `final`, a result that pages may cite, or `tuning`, a step on the way to one. One file a run, so that
-git merges the records of two people without conflict.
+A record is one small JSON file, never changed. It goes to `_build/results`, which git ignores, unless the run is to be
+kept: then to `data/results`, with its purpose: `final`, a result that pages may cite, or `tuning`, a step on the way to
+one. One file a run, so that git merges the records of two people without conflict.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -22,14 +22,7 @@ from typing import Any
 from gl_core._files import write_atomically
 from gl_core.training.version import RESULTS_VERSION
 
-__all__ = [
-    "PURPOSES",
-    "models_folder",
-    "new_record",
-    "project_root",
-    "results_folder",
-    "write_record",
-]
+__all__ = ["PURPOSES", "models_folder", "new_record", "project_root", "read_records", "results_folder", "write_record"]
 
 PURPOSES = ("final", "tuning")
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -38,8 +31,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 def project_root() -> Path:
     """The folder of the book: the nearest one, from the working directory upwards, that holds `_config.yml` and `book`.
 
-    Without one (the library was installed on its own) the folder around the package if that is the book, else the
-    working directory.
+    Without one the folder around the package if that is the book, else the working directory.
     """
     here = Path.cwd()
     for folder in (here, *here.parents, PACKAGE.parent):
@@ -99,8 +91,7 @@ def write_record(record: dict[str, Any], folder: Path | None = None, name: str |
 
     Args:
         record: see `new_record`.
-        folder: `results_folder(record["purpose"])` if not given; in a run of a sweep one from where the sweep takes the
-            record when the run has ended well.
+        folder: `results_folder(record["purpose"])` if not given; in a run of a sweep the sweep's own.
         name: of the file, `<run_id>.json` if not given.
 
     Returns:
@@ -162,13 +153,10 @@ def versions() -> dict[str, str]:
     """The versions of what a result may depend on."""
     import torch
 
-    packages = ("gl_core", "numpy", "lightning-fabric", "torchvision")
     found = {"python": platform.python_version(), "torch": torch.__version__}
-    for name in packages:
-        try:
+    for name in ("gl_core", "numpy", "lightning-fabric", "torchvision"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return found
 
 

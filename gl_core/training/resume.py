@@ -1,5 +1,6 @@
 """Checkpoints of a training in progress, so that an interrupted run goes on where it was."""
 
+import contextlib
 import copy
 import hashlib
 import io
@@ -72,10 +73,8 @@ def seconds_spent(folder: Path) -> float:
     """The seconds of training that the checkpoints in a folder stand for."""
     spent = 0.0
     for checkpoint in folder.glob("*.pt"):
-        try:
+        with contextlib.suppress(*DAMAGE):  # `load` will say so
             spent += float(_read(checkpoint)["seconds"])
-        except DAMAGE:
-            continue  # `load` will say so
     return spent
 
 

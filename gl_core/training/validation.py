@@ -9,7 +9,7 @@ from gl_core._extras import require
 require("pydantic", extra="train")
 from pydantic import AfterValidator, TypeAdapter, ValidationInfo  # noqa: E402
 
-__all__ = ["described", "did_you_mean", "one_of", "refusal"]
+__all__ = ["did_you_mean", "one_of", "refusal"]
 
 KINDS = {
     "integer": "a whole number",
@@ -40,19 +40,6 @@ def one_of(choices: Callable[[], Collection[str]]) -> AfterValidator:
     return AfterValidator(check)
 
 
-def described(declared: Any) -> str:
-    """A type in words.
-
-    >>> from typing import Annotated
-    >>> from pydantic import Field
-    >>> described(Annotated[float, Field(gt=0, le=1)])
-    'a number above 0 and at most 1'
-    >>> described(list[int] | None)
-    'a list, each item a whole number, or None'
-    """
-    return _in_words(TypeAdapter(declared).json_schema())
-
-
 def _in_words(schema: dict[str, Any]) -> str:
     if "anyOf" in schema:
         parts = [_in_words(part) for part in schema["anyOf"]]
@@ -69,8 +56,16 @@ def _in_words(schema: dict[str, Any]) -> str:
 
 
 def refusal(name: str, value: Any, declared: Any) -> str:
-    """The line that refuses a value: `epochs=-1: must be a whole number, 0 or more`."""
-    return f"{name}={value!r}: must be {described(declared)}"
+    """The line that refuses a value, as it is not of the declared type.
+
+    >>> from typing import Annotated
+    >>> from pydantic import Field
+    >>> refusal("share", 2, Annotated[float, Field(gt=0, le=1)])
+    'share=2: must be a number above 0 and at most 1'
+    >>> refusal("seeds", 0, list[int] | None)
+    'seeds=0: must be a list, each item a whole number, or None'
+    """
+    return f"{name}={value!r}: must be {_in_words(TypeAdapter(declared).json_schema())}"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -13,12 +13,13 @@ import threading
 import time
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from miniatures import cub, market1501, photograph
+from miniatures import cub, market1501
 from stub_book import ROOT
 
 from gl_core import datasets
@@ -94,12 +95,11 @@ def test_a_download_cut_anywhere_goes_on(server, tmp_path_factory, cuts):
 
 
 def test_a_download_is_as_readable_as_any_new_file_and_shows_a_bar(server, tmp_path, capsys):
-    download.fetch(server.url, tmp_path / "a.zip", CHECKSUM)
     (tmp_path / "other").touch()
+    for _ in range(2):
+        download.fetch(server.url, tmp_path / "a.zip", CHECKSUM)
     assert (tmp_path / "a.zip").stat().st_mode == (tmp_path / "other").stat().st_mode
-    assert "a.zip: 100%" in capsys.readouterr().err
-    download.fetch(server.url, tmp_path / "a.zip", CHECKSUM)
-    assert server.asked == 1
+    assert "a.zip: 100%" in capsys.readouterr().err and server.asked == 1
 
 
 def test_a_server_that_cannot_go_on_sends_all_again(server, tmp_path):
@@ -152,8 +152,13 @@ def test_two_processes_fetch_once(server, tmp_path):
 
 def test_who_waits_for_a_lock_says_so(tmp_path):
     said = []
+
+    def wait():
+        with locked(tmp_path / "lock", waiting=lambda: said.append("waiting")):
+            said.append("mine")
+
     with locked(tmp_path / "lock"):
-        waiter = threading.Thread(target=lambda: wait(tmp_path / "lock", said))
+        waiter = threading.Thread(target=wait)
         waiter.start()
         while not said:
             time.sleep(0.01)
@@ -162,35 +167,12 @@ def test_who_waits_for_a_lock_says_so(tmp_path):
     assert said == ["waiting", "mine"]
 
 
-def wait(path, said):
-    with locked(path, waiting=lambda: said.append("waiting")):
-        said.append("mine")
-
-
-@pytest.mark.parametrize(
-    ("error", "message"),
-    [
-        (OSError(errno.ENOSPC, "No space"), "No space left on device; what arrived is kept: '.*CUB_200_2011.tgz.part'"),
-        (OSError(errno.EROFS, "Read-only"), "Read-only file system; what arrived is kept: '.*CUB_200_2011.tgz.part'"),
-    ],
-)
-def test_a_full_disk_is_one_line(tmp_path, monkeypatch, capsys, error, message):
-    def full(*_):
-        raise error
-
-    monkeypatch.setattr(download._Download, "_rest", full)
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(download._Download, "_rest", Mock(side_effect=OSError(errno.ENOSPC, "No space")))
     assert main(["data", "fetch", "cub", "--root", str(tmp_path)]) == 1
     line = [line for line in capsys.readouterr().err.splitlines() if line.startswith("glbook:")]
-    assert len(line) == 1 and re.search(message, line[0])
-
-
-def test_no_permission_is_one_line(tmp_path, monkeypatch, capsys):
-    def refused(*_, **__):
-        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "data"))
-
-    monkeypatch.setattr("pathlib.Path.mkdir", refused)  # the tests may run as root, who may write anywhere
-    assert main(["data", "fetch", "cub", "--root", str(tmp_path / "data")]) == 1
-    assert capsys.readouterr().err.splitlines()[-1] == f"glbook: Permission denied: '{tmp_path}/data'"
+    assert len(line) == 1
+    assert re.search("No space left on device; what arrived is kept: '.*CUB_200_2011.tgz.part'", line[0])
 
 
 @pytest.fixture
@@ -240,7 +222,6 @@ def tar(path, *members):
 @pytest.mark.parametrize(
     "member",
     [
-        ("../out.txt", tarfile.REGTYPE, b"x"),
         ("top/../../out.txt", tarfile.REGTYPE, b"x"),
         ("/out.txt", tarfile.REGTYPE, b"x"),
         ("top/link", tarfile.SYMTYPE, b""),
@@ -249,22 +230,24 @@ def tar(path, *members):
         ("top/large", tarfile.REGTYPE, b"x" * 2000),
     ],
 )
-def test_bad_archives_are_refused(tmp_path, member):
+def test_bad_tars_are_refused(tmp_path, member):
     archive = tar(tmp_path / "a.tgz", ("top/good.txt", tarfile.REGTYPE, b"good"), member)
     with pytest.raises(ValueError, match="is refused"):
         unpack(archive, tmp_path / "inside" / "out", 1000)
     assert os.listdir(tmp_path / "inside") == ["out"] and os.listdir(tmp_path / "inside" / "out") == []
 
 
-def test_bad_zips_are_refused(tmp_path):
-    for number, (name, mode) in enumerate([("../out.txt", 0), ("/out.txt", 0), ("C:\\out.txt", 0), ("l", 0o120777)]):
-        path = tmp_path / f"{number}.zip"
-        with zipfile.ZipFile(path, "w") as file:
-            member = zipfile.ZipInfo(name)
-            member.external_attr = mode << 16
-            file.writestr(member, "x")
-        with pytest.raises(ValueError, match="the archive is refused"):
-            unpack(path, tmp_path / "out", 1000)
+@pytest.mark.parametrize(
+    ("name", "mode", "size"),
+    [("../out.txt", 0, 1), ("/out.txt", 0, 1), ("C:\\out.txt", 0, 1), ("l", 0o120777, 1), ("large", 0, 2000)],
+)
+def test_bad_zips_are_refused(tmp_path, name, mode, size):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        member = zipfile.ZipInfo(name)
+        member.external_attr = mode << 16
+        file.writestr(member, "x" * size)
+    with pytest.raises(ValueError, match="is refused"):
+        unpack(tmp_path / "a.zip", tmp_path / "out", 1000)
     assert os.listdir(tmp_path / "out") == []
 
 
@@ -307,7 +290,9 @@ def test_check_names_what_is_wrong(tmp_path, capsys):
     for path in images[:11]:
         path.unlink()
     images[20].write_bytes(images[20].read_bytes()[:-100])
-    assert main(["data", "check", "cub", "--root", str(tmp_path)]) == 1
+    (tmp_path / "cub-24x24.pack").write_bytes(b"broken")
+    with pytest.warns(UserWarning, match="1 left out"):
+        assert main(["data", "check", "cub", "--root", str(tmp_path)]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "train         12 images of 4 classes, must be 5,864 of 100"
     assert [line for line in lines if line.startswith("missing")] == [
@@ -315,7 +300,8 @@ def test_check_names_what_is_wrong(tmp_path, capsys):
         "missing: ... 11 in all",
     ]
     assert [line.startswith(f"unreadable: {images[20]} (") for line in lines].count(True) == 1
-    assert lines[-1] == "cub: NOT whole: 11 missing, 1 unreadable, other counts of train, query, gallery"
+    assert lines[-2].startswith("left out: cub-24x24.pack (is not used: ")
+    assert lines[-1] == "cub: NOT whole: 11 missing, 1 unreadable, 1 left out, other counts of train, query, gallery"
 
 
 def test_list_and_steps(tmp_path, capsys):
@@ -373,23 +359,9 @@ def test_a_pack_of_other_images_is_not_used(tmp_path):
     assert main(["data", "pack", "cub", "--root", str(tmp_path), "--size", "24", "--yes"]) == 0
     assert datasets.load("cub", tmp_path, "all").packed
     images = sorted(tmp_path.glob("*/images/*/Bird*.jpg"))
-    first, last = images[0].read_bytes(), images[-1].read_bytes()
-    images[0].write_bytes(last)
+    images[0].write_bytes(images[-1].read_bytes())
     with pytest.warns(UserWarning, match="1 left out: cub-24x24.pack .is not used: it was made from other images"):
         assert not datasets.load("cub", tmp_path, "all").packed
-    images[0].write_bytes(first)
-    assert datasets.load("cub", tmp_path, "all").packed
-
-
-def test_check_names_what_is_left_out(tmp_path, capsys):
-    for name in ("a/0", "a/1", "b/0", "b/1", "b/2", "lone/0"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / f"{name}.jpg").write_bytes(photograph(1))
-    (tmp_path / "b" / "2.jpg").write_bytes(b"broken")
-    with pytest.warns(UserWarning, match="2 left out"):
-        assert main(["data", "check", "folder", "--root", str(tmp_path)]) == 1
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[-3].startswith("left out: b/2.jpg (the image cannot be read") and lines[-1].endswith("2 left out")
 
 
 def test_nothing_is_unpickled():

@@ -239,7 +239,7 @@ def test_everything_that_is_left_out_is_named(tmp_path, monkeypatch):
 
     def refused(path):
         if Path(path).name == "shut":  # root, as whom tests may run, is refused nothing
-            raise PermissionError(13, "Permission denied")
+            raise PermissionError(13, "Permission denied", path)
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refused)

@@ -44,15 +44,12 @@ class ImageSource(Protocol):
 
     def open(self, path: str) -> "Image.Image":
         """The image of that path, in mode RGB. May raise anything."""
-        ...
 
     def where(self, path: str) -> str:
         """The full name of the image, for messages."""
-        ...
 
     def digests(self, paths: Sequence[str]) -> list[str]:
         """For each image a text that changes when its content does, the same on every machine."""
-        ...
 
 
 class DecodedImages(Protocol):
@@ -215,12 +212,7 @@ def tabulate(
 
 
 def existing(root: str | os.PathLike | None, expected: str) -> Path:
-    """`root` as a path.
-
-    Raises:
-        ValueError: it is None.
-        FileNotFoundError: nothing is there.
-    """
+    """`root` as a path, at which something is."""
     if root is None:
         raise ValueError(f"root=None: must be {expected} (as a setting of a run: data_root)")
     root = Path(root).expanduser()

@@ -31,12 +31,7 @@ SIDES = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2")
 
 
 def load(root: str | os.PathLike | None = None, *, crop: bool = False) -> RetrievalDataset:
-    """The images of both splits; with `crop`, cut to the car's box.
-
-    Raises:
-        ValueError: there is no `root`, or files are of another form.
-        FileNotFoundError: one is missing.
-    """
+    """The images of both splits; with `crop`, cut to the car's box."""
     folder, layout = find_layout(root, EXPECTED, [ONE_FILE, DEVKIT], [".", "stanford_cars"])
     annotations: Any
     if layout == 0:

@@ -25,12 +25,7 @@ IMAGES = 8144
 
 
 def load(root: str | os.PathLike | None = None) -> RetrievalDataset:
-    """The images of both splits.
-
-    Raises:
-        ValueError: there is no `root`, or it does not hold exactly these images.
-        FileNotFoundError: it is missing.
-    """
+    """The images of both splits."""
     root = existing(root, EXPECTED)
     files = open_files(root / TAR if (root / TAR).is_file() else root)
     classes, left_out = images_by_class(files, EXPECTED)

@@ -24,12 +24,7 @@ TRAIN_CLASSES = 100
 
 
 def load(root: str | os.PathLike | None = None, *, crop: bool = False) -> RetrievalDataset:
-    """The images of both splits; with `crop`, cut to the bird's box.
-
-    Raises:
-        ValueError: there is no `root`, or files are of another form.
-        FileNotFoundError: one is missing.
-    """
+    """The images of both splits; with `crop`, cut to the bird's box."""
     folder, _ = find_layout(root, EXPECTED, [LAYOUT], ["CUB_200_2011", "."])
     ids, paths = read_columns(folder / "images.txt", 2)
     class_of = dict(zip(*read_columns(folder / "image_class_labels.txt", 2), strict=True))

@@ -39,11 +39,6 @@ def load(root: str | os.PathLike | None = None, *, boxes: str = "detected") -> R
     Args:
         root: the folder.
         boxes: who cut the persons out, "detected" or "labelled".
-
-    Raises:
-        ValueError: there is no `root`, or files are of another form.
-        FileNotFoundError: one is missing.
-        ImportError: h5py is needed and not installed.
     """
     _checks.choice("boxes", boxes, FOLDER_OF)
     kind = FOLDER_OF[boxes]

@@ -50,9 +50,6 @@ def load(
         size: pixels of a side, 12 or more.
         seed: of the deformations, 0 or more.
         half: half of the classes; the name is then glyphs_half.
-
-    Raises:
-        ValueError: `root` is a file, or `size` or `seed` is out of its range.
     """
     _checks.count("size", size, least=SMALLEST)
     _checks.count("seed", seed, least=0)

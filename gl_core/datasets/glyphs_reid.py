@@ -43,9 +43,6 @@ def load(
         size: pixels of a side, 12 or more.
         seed: of the deformations of what is trained on and of the queries, 0 or more; the gallery's is the next.
         half: train on half of the letters, the name is then glyphs_reid_half.
-
-    Raises:
-        ValueError: `root` is a file, or `size` or `seed` is out of its range.
     """
     _checks.count("seed", seed, least=0)
     letters, others = (glyphs.load(root, size=size, seed=number) for number in (seed, seed + 1))

@@ -24,12 +24,7 @@ PARTS = ("train", "query", "gallery")
 
 
 def load(root: str | os.PathLike | None = None) -> RetrievalDataset:
-    """The images of both splits.
-
-    Raises:
-        ValueError: there is no `root`, or files are of another form.
-        FileNotFoundError: one is missing.
-    """
+    """The images of both splits."""
     folder, layout = find_layout(root, EXPECTED, [FLAT, NESTED])
     path = folder / (FLAT, NESTED)[layout][0]
     # The number of images, then image_name item_id evaluation_status

@@ -29,13 +29,7 @@ DRAWERS = 20
 
 
 def load(root: str | os.PathLike | None = None) -> RetrievalDataset:
-    """The images of both splits.
-
-    Raises:
-        FileNotFoundError: `root` or a part is missing.
-        ValueError: a part is not as published.
-        ConnectionError: it cannot be downloaded.
-    """
+    """The images of both splits."""
     folder = _downloaded() if root is None else existing(root, EXPECTED)
     images = _Images(folder)
     train = {path: _character(path) for path in images.files if path.startswith(TRAIN)}

@@ -70,12 +70,7 @@ def pack(
     *,
     progress: bool = False,
 ) -> None:
-    """Write all images of a data set, as `decode` makes them, to `path`.
-
-    Raises:
-        ValueError: an image cannot be read; names it.
-        OSError: the file cannot be written.
-    """
+    """Write all images of a data set, as `decode` makes them, to `path`."""
     from tqdm import tqdm
 
     version, digest, n = data_version(dataset), hashlib.sha256(), len(dataset)
@@ -89,37 +84,24 @@ def pack(
             bar.update(len(rows))
         if data_version(dataset) != version:
             raise ValueError(f"{dataset!r} changed while it was packed: {AGAIN}")
-        header = {
-            "format": FORMAT,
-            "data_version": version,
-            "shape": [n, height, width, 3],
-            "sha256": digest.hexdigest(),
-        }
+        shape = [n, height, width, 3]
+        header = {"format": FORMAT, "data_version": version, "shape": shape, "sha256": digest.hexdigest()}
         file.seek(0)
         file.write(json.dumps(header).encode().ljust(HEADER - 1) + b"\n")
 
 
 def open_pack(path: Path) -> PackedImages:
-    """A pack, its images mapped into memory.
-
-    Raises:
-        ValueError: the file is no pack, is of another version or is cut off; `verify` reads all of it.
-    """
+    """A pack, its images mapped into memory; ValueError if it is none, of another version or cut off."""
     header = _header(path)
     return PackedImages(path, np.memmap(path, np.uint8, "r", HEADER, tuple(header["shape"])), header["data_version"])
 
 
 def verify(path: Path) -> None:
-    """Read all of a pack.
-
-    Raises:
-        ValueError: its content is not what was written.
-    """
-    header, digest = _header(path), hashlib.sha256()
+    """Read all of a pack; ValueError if its content is not what was written."""
+    header = _header(path)
     with path.open("rb") as file:
         file.seek(HEADER)
-        while block := file.read(2**20):
-            digest.update(block)
+        digest = hashlib.file_digest(file, "sha256")
     if digest.hexdigest() != header["sha256"]:
         raise ValueError(f"{path}: is damaged (its checksum is another): {AGAIN}")
 

@@ -60,14 +60,8 @@ def remembered(
 ) -> list[str]:
     """`compute(name)` of each file below `root`: of those whose state is new, a few at a time; of the others as it was.
 
-    Args:
-        topic: what is computed; what is remembered of one topic is nothing to another.
-        root: the folder or archive that holds the files.
-        names: of the files.
-        state: the state of a file, as `file_state` tells it. A file whose state cannot be had (OSError) is computed
-            always.
-        compute: must not raise.
-        progress: show a bar if it takes more than a moment.
+    Each `topic` is remembered by itself. A file whose `state` cannot be had (OSError) is always computed, and `compute`
+    must not raise. A bar shows `progress` if it takes more than a moment.
     """
     folder = cache_folder()
     key = hashlib.sha256(json.dumps([os.fsdecode(root.resolve()), topic, pillow]).encode()).hexdigest()[:32]

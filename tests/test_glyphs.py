@@ -188,13 +188,6 @@ def test_without_a_cache_letters_are_drawn_each_time(few, tmp_path, monkeypatch,
     assert len(few) == 2
 
 
-def test_a_missing_drawing_is_named(few, tmp_path):
-    d = datasets.load("glyphs", tmp_path)
-    d.images.position.clear()
-    with pytest.raises(ValueError, match="glyphs: Latin/0041/DejaVuSans: the image cannot be read"):
-        d[0]
-
-
 # glyphs_half: half of the classes, with the images that they have in glyphs
 
 

@@ -35,9 +35,8 @@ def load(root: str | os.PathLike | None = None) -> RetrievalDataset:
             f"root={files.root}: holds {len(classes)} images of {len(found)} classes: must be {EXPECTED}, "
             f"{IMAGES} images of {len(CLASSES)} classes; {describe_left_out(left_out)}"
         )
-    table, class_names = tabulate(
-        list(classes), list(classes.values()), CLASSES[:TRAIN_CLASSES], CLASSES[TRAIN_CLASSES:]
-    )
+    train, test = CLASSES[:TRAIN_CLASSES], CLASSES[TRAIN_CLASSES:]
+    table, class_names = tabulate(list(classes), list(classes.values()), train, test)
     dataset = RetrievalDataset("cars196_half", table, class_names, files)
     dataset.left_out = left_out
     return dataset

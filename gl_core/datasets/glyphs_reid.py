@@ -48,7 +48,7 @@ def load(
     letters, others = (glyphs.load(root, size=size, seed=number) for number in (seed, seed + 1))
     table = letters.table  # the others' is the same
     drawings = [cast(glyphs.Drawings, dataset.images) for dataset in (letters, others)]
-    first, second = (drawing.at(table["path"]) for drawing in drawings)
+    first, second = (drawing.images[[drawing.position[path] for path in table["path"]]] for drawing in drawings)
 
     tested = (table["split"] == "test").to_numpy()
     train = ~tested & (table["label"] < table["label"][~tested].nunique() // (2 if half else 1)).to_numpy()

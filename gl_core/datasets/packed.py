@@ -18,7 +18,7 @@ from gl_core._files import atomic_write
 from gl_core.datasets.base import RetrievalDataset
 from gl_core.datasets.version import data_version
 
-__all__ = ["PackedImages", "find_packs", "open_pack", "pack", "pack_bytes", "verify"]
+__all__ = ["PackedImages", "find_packs", "open_pack", "pack", "verify"]
 
 FORMAT = "gl_core pack 2"
 HEADER = 4096
@@ -46,19 +46,13 @@ def find_packs(root: Path, dataset: RetrievalDataset) -> tuple[dict[tuple[int, i
     for path in sorted(root.glob(f"{dataset.name}-*x*.pack")):
         try:
             opened = open_pack(path)
+            if opened.data_version != data_version(dataset):
+                raise ValueError(f"it was made from other images or labels: {AGAIN}")
         except (OSError, ValueError) as error:
             unused[path.name] = f"is not used: {error}"
-            continue
-        if opened.data_version == data_version(dataset):
-            packs[opened.array.shape[1:3]] = opened
         else:
-            unused[path.name] = f"is not used: it was made from other images or labels: {AGAIN}"
+            packs[opened.array.shape[1:3]] = opened
     return packs, unused
-
-
-def pack_bytes(dataset: RetrievalDataset, height: int, width: int) -> int:
-    """The bytes that the images of a pack take."""
-    return len(dataset) * height * width * 3
 
 
 def pack(

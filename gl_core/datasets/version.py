@@ -69,12 +69,10 @@ def remembered(
     known: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError, TypeError):
         known = {} if store is None else dict(json.loads(store.read_bytes()))
-    states: dict[str, list[int] | None] = {}
+    states: dict[str, list[int] | None] = dict.fromkeys(names)
     for name in names:
-        try:
+        with contextlib.suppress(OSError):
             states[name] = state(name)
-        except OSError:
-            states[name] = None
     new = [name for name, found in states.items() if found is None or known.get(name, [None])[0] != found]
     if not new:
         return [known[name][1] for name in names]

@@ -86,11 +86,11 @@ def files_in(folder):
 # Fetching
 
 
-@settings(max_examples=25)
-@given(st.lists(st.integers(0, len(CONTENT)), max_size=4))
-def test_a_download_cut_anywhere_goes_on(server, tmp_path_factory, cuts):
+@settings(max_examples=30)
+@given(st.lists(st.integers(0, len(CONTENT)), max_size=4), st.booleans())
+def test_a_download_cut_anywhere_goes_on_or_begins_again(server, tmp_path_factory, cuts, ranges):
     path = tmp_path_factory.mktemp("cut") / "new" / "a.zip"
-    server.cuts = list(cuts)
+    server.cuts, server.ranges = list(cuts), ranges
     download.fetch(server.url, path, CHECKSUM)
     assert path.read_bytes() == CONTENT and files_in(path.parent) == ["a.zip"]
 
@@ -101,12 +101,6 @@ def test_a_download_is_as_readable_as_any_new_file_and_shows_a_bar(server, tmp_p
         download.fetch(server.url, tmp_path / "a.zip", CHECKSUM)
     assert (tmp_path / "a.zip").stat().st_mode == (tmp_path / "other").stat().st_mode
     assert "a.zip: 100%" in capsys.readouterr().err and server.asked == 1
-
-
-def test_a_server_that_cannot_go_on_sends_all_again(server, tmp_path):
-    server.ranges, server.cuts = False, [1000, 5000]
-    download.fetch(server.url, tmp_path / "a.zip", CHECKSUM)
-    assert (tmp_path / "a.zip").read_bytes() == CONTENT and server.asked == 3
 
 
 @pytest.mark.parametrize("left", [CONTENT[:1000], CONTENT, CONTENT + b"more"], ids=["some", "all", "too much"])

@@ -1,10 +1,10 @@
 """Is a data set on disk whole? Counts against the published ones, and every image opened."""
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from gl_core._files import printable
 from gl_core.datasets.base import RetrievalDataset
+from gl_core.datasets.version import in_threads
 
 __all__ = ["Findings", "check"]
 
@@ -58,8 +58,6 @@ def check(
         expected: images and classes of "train", "query" and "gallery"; None: they are counted only.
         progress: show a bar.
     """
-    from tqdm import tqdm
-
     table, counts = dataset.table, {}
     parts = {"train": table["split"] == "train", "query": table["is_query"], "gallery": table["is_gallery"]}
     for part, chosen in parts.items():
@@ -79,12 +77,10 @@ def check(
         return None
 
     paths = table["path"].tolist()
-    with ThreadPoolExecutor() as threads:
-        errors = tqdm(threads.map(opened, paths), total=len(paths), unit=" images", disable=not progress)
-        for path, error in zip(paths, errors, strict=True):
-            where = dataset.images.where(path)
-            if isinstance(error, FileNotFoundError):
-                faults["missing"].append(where)
-            elif error is not None:
-                faults["unreadable"].append(f"{where} ({error})")
+    for path, error in zip(paths, in_threads(opened, paths, progress), strict=True):
+        where = dataset.images.where(path)
+        if isinstance(error, FileNotFoundError):
+            faults["missing"].append(where)
+        elif error is not None:
+            faults["unreadable"].append(f"{where} ({error})")
     return Findings(counts, faults)

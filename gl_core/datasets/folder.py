@@ -68,14 +68,10 @@ def images_by_class(files: ImageFiles, expected: str = EXPECTED) -> tuple[dict[s
     if depth not in depths:
         name = files.names[0]
         where = "is in no folder that would be its class" if len(parts[name]) == 1 else "lies too deep"
-        raise ValueError(
-            f"root={files.root}: {printable(name)} {where}: must be {expected}, at most with one folder around it all"
-        )
-    faults = {
-        name: "it is in no folder that would be its class" if len(part) < depth else "it lies deeper than its class"
-        for name, part in parts.items()
-        if len(part) != depth
-    }
+        wanted = f"must be {expected}, at most with one folder around it all"
+        raise ValueError(f"root={files.root}: {printable(name)} {where}: {wanted}")
+    stray, deep = "it is in no folder that would be its class", "it lies deeper than its class"
+    faults = {name: stray if len(part) < depth else deep for name, part in parts.items() if len(part) != depth}
     return {name: part[-2] for name, part in parts.items() if len(part) == depth}, files.left_out | faults
 
 

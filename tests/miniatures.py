@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,23 +29,20 @@ def _write(folder: Path, name: str, content: bytes | str) -> None:
     (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
-def _lines(rows: Sequence[str], end: str = "\n") -> str:
-    return "".join(row + end for row in rows)
-
-
-def cub(root: Path, classes: Sequence[int] = (1, 2, 99, 100, 101, 102, 199, 200), images: int = FEW) -> Path:
+def cub(root: Path) -> Path:
     """`CUB_200_2011/`: lists numbered from 1, one image in grey a class, the box (left, top, width, height)."""
     top = root / "CUB_200_2011"
-    names = [f"{number:03}.Bird_{number}/Bird_{number}_{i:04}_{7 * i}.jpg" for number in classes for i in range(images)]
-    numbers = [number for number in classes for _ in range(images)]
+    numbers = np.repeat([1, 2, 99, 100, 101, 102, 199, 200], FEW).tolist()
+    names = [f"{n:03}.Bird_{n}/Bird_{n}_{i % FEW:04}_{7 * (i % FEW)}.jpg" for i, n in enumerate(numbers)]
     for position, name in enumerate(names):
-        _write(top, f"images/{name}", photograph(position, grey=position % images == 1))
+        _write(top, f"images/{name}", photograph(position, grey=position % FEW == 1))
     _write(top, f"images/{names[0].replace('/', '/._')}", CLUTTER["._"])
-    _write(top, "images.txt", _lines([f"{i} {name}" for i, name in enumerate(names, 1)]))
-    _write(top, "image_class_labels.txt", _lines([f"{i} {number}" for i, number in enumerate(numbers, 1)]))
-    _write(top, "bounding_boxes.txt", _lines([f"{i} 4.0 2.0 20.0 10.0" for i in range(1, len(names) + 1)]))
-    _write(top, "classes.txt", _lines([f"{number} {number:03}.Bird_{number}" for number in classes]))
-    _write(top, "train_test_split.txt", _lines([f"{i} {i % 2}" for i in range(1, len(names) + 1)]))
+    for file, column in (
+        ("images.txt", names),
+        ("image_class_labels.txt", numbers),
+        ("bounding_boxes.txt", ["4.0 2.0 20.0 10.0"] * len(names)),
+    ):
+        _write(top, file, "".join(f"{i} {value}\n" for i, value in enumerate(column, 1)))
     return root
 
 
@@ -56,24 +54,24 @@ def _struct(rows: list[dict]) -> np.ndarray:
     return annotations
 
 
-def _cars(classes: Sequence[int], images: int) -> list[tuple[int, dict]]:
+def _cars(images: int) -> list[tuple[int, dict]]:
     box = {"bbox_x1": np.uint16(5), "bbox_y1": np.uint16(3), "bbox_x2": np.uint16(24), "bbox_y2": np.uint16(12)}
+    classes = (1, 2, 97, 98, 99, 100, 195, 196)
     return [(i, box | {"class": np.uint8(number)}) for number in classes for i in range(images)]
 
 
 def _model_names() -> np.ndarray:
     names = np.empty((1, 196), dtype=object)
     names[0] = [f"Maker Model {number} 2012" for number in range(1, 197)]
-    names[0, 118] = "HUMMER H3T Crew Cab 2010"
     return names
 
 
-def cars196(root: Path, classes: Sequence[int] = (1, 2, 97, 98, 99, 100, 195, 196), images: int = FEW) -> Path:
+def cars196(root: Path) -> Path:
     """`cars_annos.mat` and `car_ims/`."""
     from scipy.io import savemat
 
     rows = []
-    for position, (i, car) in enumerate(_cars(classes, images), 1):
+    for position, (i, car) in enumerate(_cars(FEW), 1):
         path = f"car_ims/{position:06}.jpg"
         _write(root, path, photograph(position, grey=i == 1))
         rows.append({"relative_im_path": path, **car, "test": np.uint8(i % 2)})
@@ -82,13 +80,13 @@ def cars196(root: Path, classes: Sequence[int] = (1, 2, 97, 98, 99, 100, 195, 19
     return root
 
 
-def cars196_devkit(root: Path, classes: Sequence[int] = (1, 2, 97, 98, 99, 100, 195, 196), images: int = 4) -> Path:
+def cars196_devkit(root: Path) -> Path:
     """`stanford_cars/` as torchvision expects it: both of its parts hold images of every class."""
     from scipy.io import savemat
 
     top = root / "stanford_cars"
     parts: dict[str, list[dict]] = {"cars_train": [], "cars_test": []}
-    for position, (i, car) in enumerate(_cars(classes, images), 1):
+    for position, (i, car) in enumerate(_cars(4), 1):
         part = ("cars_train", "cars_test")[i % 2]
         name = f"{len(parts[part]) + 1:05}.jpg"
         _write(top, f"{part}/{name}", photograph(position, grey=i == 1))
@@ -100,45 +98,36 @@ def cars196_devkit(root: Path, classes: Sequence[int] = (1, 2, 97, 98, 99, 100, 
     return root
 
 
-def sop(root: Path, train: int = 5, test: int = 4, images: int = FEW) -> Path:
+def sop(root: Path) -> Path:
     """`Stanford_Online_Products/`: images are named by the offer; the numbers of test products go on from those of
     training."""
     top, position = root / "Stanford_Online_Products", 0
-    kinds = ("bicycle", "cabinet")
-    for name, products in (
-        ("Ebay_train.txt", range(1, train + 1)),
-        ("Ebay_test.txt", range(train + 1, train + test + 1)),
-    ):
+    for name, products in (("Ebay_train.txt", range(1, 6)), ("Ebay_test.txt", range(6, 10))):
         rows = ["image_id class_id super_class_id path"]
         for product in products:
-            kind = product % len(kinds)
-            for i in range(images):
+            for i in range(FEW):
                 position += 1
-                path = f"{kinds[kind]}_final/{111085122871 + product}_{i}.JPG"
+                path = f"{('bicycle', 'cabinet')[product % 2]}_final/{111085122871 + product}_{i}.JPG"
                 _write(top, path, photograph(position, grey=i == 1))
-                rows.append(f"{position} {product} {kind + 1} {path}")
-        _write(top, name, _lines(rows))
+                rows.append(f"{position} {product} {product % 2 + 1} {path}")
+        _write(top, name, "\n".join(rows) + "\n")
     _write(top, "bicycle_final/._111085122873_0.JPG", CLUTTER["._"])
     return root
 
 
-def inshop(root: Path, train: int = 5, test: int = 4, images: int = 2, *, nested: bool = False) -> Path:
+def inshop(root: Path, *, nested: bool = False) -> Path:
     """The list, whose first lines say how many images there are and what the columns are, and the images."""
     rows, position = [], 0
-    for item in range(1, train + test + 1):
-        for part in ["train"] if item <= train else ["query", "gallery"]:
-            for i in range(images):
+    for item in range(1, 10):
+        for part in ["train"] if item <= 5 else ["query", "gallery"]:
+            for i in range(2):
                 position += 1
                 path = f"img/WOMEN/Blouses_Shirts/id_{item:08}/{i + 1:02}_{1 if part != 'gallery' else 2}_front.jpg"
                 _write(root / "Img" if nested else root, path, photograph(position, grey=i == 1))
                 rows.append(f"{path:<80}id_{item:08} {part}")
     header = [str(len(rows)), "image_name item_id evaluation_status"]
-    _write(root, f"{'Eval/' if nested else ''}list_eval_partition.txt", _lines(header + rows))
+    _write(root, f"{'Eval/' if nested else ''}list_eval_partition.txt", "\n".join(header + rows) + "\n")
     return root
-
-
-def inshop_nested(root: Path) -> Path:
-    return inshop(root, nested=True)
 
 
 def _persons(top: Path, train: Sequence[int], test: Sequence[int], name: Callable[[str, int, int], str]) -> None:
@@ -152,14 +141,11 @@ def _persons(top: Path, train: Sequence[int], test: Sequence[int], name: Callabl
             for camera in (1, 2):
                 for i, folder in enumerate((first, second)):
                     position += 1
-                    picture = photograph(position, size=(16, 32), grey=i == 1, kind=_kind(name))
-                    _write(top, f"{folder}/{name(f'{person:04}', camera, 10 * position + i)}", picture)
+                    file = name(f"{person:04}", camera, 10 * position + i)
+                    kind = "PNG" if file.endswith("png") else "JPEG"
+                    _write(top, f"{folder}/{file}", photograph(position, size=(16, 32), grey=i == 1, kind=kind))
     _write(top, "bounding_box_test/Thumbs.db", CLUTTER["Thumbs.db"])
     _write(top, f"query/._{name('0001', 1, 1)}", CLUTTER["._"])
-
-
-def _kind(name: Callable[[str, int, int], str]) -> str:
-    return "PNG" if name("0", 1, 1).endswith("png") else "JPEG"
 
 
 def market1501(root: Path) -> Path:
@@ -243,7 +229,7 @@ BUILDERS: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "cars196 devkit": ("cars196", cars196_devkit),
     "sop": ("sop", sop),
     "inshop": ("inshop", inshop),
-    "inshop nested": ("inshop", inshop_nested),
+    "inshop nested": ("inshop", partial(inshop, nested=True)),
     "market1501": ("market1501", market1501),
     "cuhk03": ("cuhk03", cuhk03),
     "cuhk03_labelled": ("cuhk03_labelled", cuhk03),

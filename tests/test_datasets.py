@@ -3,17 +3,14 @@
 import re
 import tarfile
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from image_trees import grey_values, png, tree, write, write_zip
+from image_trees import check_contract, grey_values, png, tree, write, write_zip
 
 from gl_core import datasets
 from gl_core.datasets import cars196_half, omniglot
-
-COLUMNS = ["path", "label", "split", "is_query", "is_gallery"]
 
 
 @pytest.fixture
@@ -22,56 +19,23 @@ def six(tmp_path):
     return write(tmp_path / "six", tree())
 
 
-def check_contract(load) -> None:
-    whole, train, test = load("all"), load("train"), load("test")
-    assert len(train) + len(test) == len(whole)
-    classes = len(np.unique(train.labels))
-    assert np.array_equal(np.unique(train.labels), np.arange(classes))
-    assert np.array_equal(np.unique(test.labels), np.arange(classes, len(whole.class_names)))
-    assert not set(train.table.path) & set(test.table.path)
-    for part in (whole, train, test):
-        assert list(part.table.columns[:5]) == COLUMNS
-        assert part.table.index.tolist() == list(range(len(part)))
-        assert part.labels.dtype == np.int64 and part.labels.shape == (len(part),)
-        assert torch.as_tensor(part.labels).tolist() == part.table.label.tolist()
-        assert part.class_names == whole.class_names and len(set(part.class_names)) == len(part.class_names)
-        assert part.table.class_name.tolist() == [part.class_names[label] for label in part.labels]
-        assert part.table.is_query.dtype == part.table.is_gallery.dtype == bool
-        image, label = part[len(part) - 1]
-        assert image.mode == "RGB" and type(label) is int and label == part.labels[-1]
-    assert set(train.table.split) == {"train"} and not train.table.is_query.any() and not train.table.is_gallery.any()
-    assert set(test.table.split) == {"test"} and test.table.is_query.all() and test.table.is_gallery.all()
-    assert whole.table.label.is_monotonic_increasing
-
-
-def test_contract_of_a_folder(six):
-    check_contract(lambda split: datasets.load("folder", six, split))
-    d = datasets.load("folder", six, "test")
-    assert d.name == "folder" and grey_values(d) == [30, 31, 32, 40, 41, 42, 50, 51, 52]
-    assert d[-1][1] == d.labels[-1]
-    with pytest.raises(IndexError):
-        d[len(d)]
-
-
 def test_wrong_names_splits_and_options(six):
-    assert datasets.names()[:5] == ["glyphs", "omniglot", "cars196_half", "folder", "cub"]
     with pytest.raises(ValueError, match="name='imagenet': must be one of glyphs, omniglot, cars196_half, folder"):
         datasets.load("imagenet")
     with pytest.raises(ValueError, match="split='validation': must be one of train, test, all"):
         datasets.load("folder", six, "validation")
-    with pytest.raises(ValueError, match="size: is no option of folder, which has train_classes"):
-        datasets.load("folder", six, size=3)
-    with pytest.raises(ValueError, match="size: is no option of cars196_half, which has none"):
-        datasets.load("cars196_half", six, size=3)
+    for name, known in (("folder", "train_classes"), ("cars196_half", "none")):
+        with pytest.raises(ValueError, match=f"size: is no option of {name}, which has {known}"):
+            datasets.load(name, six, size=3)
 
 
 def test_subset_keeps_labels_and_takes_positions_or_booleans(six):
     d = datasets.load("folder", six, "all")
     for index in ([4, 0], np.array([4, 0]), torch.tensor([4, 0])):
         assert d.subset(index).labels.tolist() == [1, 0]
-    mask = d.labels == 5
-    assert grey_values(d.subset(mask)) == [50, 51, 52] and d.subset(mask).table.index.tolist() == [0, 1, 2]
-    assert len(d.subset([])) == 0 and d.subset(mask).class_names == d.class_names
+    last = d.subset(d.labels == 5)
+    assert grey_values(last) == [50, 51, 52] and last.table.index.tolist() == [0, 1, 2]
+    assert len(d.subset([])) == 0 and last.class_names == d.class_names
     with pytest.raises(IndexError):
         d.subset([99])
     with pytest.raises(ValueError, match="split='test'.*holds no such images"):
@@ -104,35 +68,32 @@ def test_hold_out_parts_classes_and_relabels(tmp_path):
 
 def test_hold_out_refuses(six):
     train = datasets.load("folder", six, train_classes=["c0", "c1", "c2", "c3"])
-    for fraction in (0, 1, -0.2, float("nan")):
+    for fraction in (0, 1, float("nan")):
         with pytest.raises(ValueError, match=rf"fraction={fraction}: must lie in \(0, 1\)"):
             train.hold_out(fraction, seed=0)
     with pytest.raises(ValueError, match="seed=-1"):
         train.hold_out(0.5, seed=-1)
     with pytest.raises(ValueError, match="parting takes 4 classes or more"):
         datasets.load("folder", six).hold_out(0.5, seed=0)
-    for split in ("test", "all"):
-        with pytest.raises(ValueError, match="only training classes can be held out"):
-            datasets.load("folder", six, split).hold_out(0.5, seed=0)
+    with pytest.raises(ValueError, match="only training classes can be held out"):
+        datasets.load("folder", six, "all").hold_out(0.5, seed=0)
 
 
 # folder
 
 
 def test_the_first_half_of_the_classes_is_trained_on(tmp_path):
-    write(tmp_path, tree(classes=5, images=2))
+    write(tmp_path, tree(classes=5))
+    check_contract(lambda split: datasets.load("folder", tmp_path, split))
     train, test = (datasets.load("folder", tmp_path, split) for split in ("train", "test"))
     assert (set(train.table.class_name), set(test.table.class_name)) == ({"c0", "c1", "c2"}, {"c3", "c4"})
-
-
-def test_the_home_folder_may_be_abbreviated(six, monkeypatch):
-    monkeypatch.setenv("HOME", str(six.parent))
-    assert len(datasets.load("folder", "~/six", "all")) == 18
+    assert test.name == "folder" and grey_values(test) == [30, 31, 32, 40, 41, 42]
+    assert test.table.is_query.all() and test.table.is_gallery.all()
 
 
 def test_chosen_training_classes(six, tmp_path):
     (tmp_path / "names.txt").write_text("c4\n\n  c1  \n", encoding="utf-8")
-    for chosen in (["c4", "c1"], ("c1", "c4"), tmp_path / "names.txt", str(tmp_path / "names.txt")):
+    for chosen in (["c4", "c1"], str(tmp_path / "names.txt")):
         check_contract(lambda split, chosen=chosen: datasets.load("folder", six, split, train_classes=chosen))
         d = datasets.load("folder", six, "all", train_classes=chosen)
         assert d.class_names == ["c1", "c4", "c0", "c2", "c3", "c5"]
@@ -143,28 +104,23 @@ def test_chosen_training_classes(six, tmp_path):
     [
         (["c1", "x"], "train_classes: 'x' is no class: must be among c0, c1, c2, c3, c4, c5$"),
         (["c1", "c1"], "train_classes: 'c1' is there twice"),
-        ([], "train_classes names 0 of 6 classes"),
         ([f"c{i}" for i in range(6)], "train_classes names 6 of 6 classes"),
+        ("nowhere.txt", "train_classes=nowhere.txt: must be names of classes, or a text file"),
     ],
 )
 def test_wrong_training_classes(six, chosen, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         datasets.load("folder", six, train_classes=chosen)
-    with pytest.raises(FileNotFoundError, match="train_classes=nowhere.txt: must be names of classes, or a text file"):
-        datasets.load("folder", six, train_classes="nowhere.txt")
 
 
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "holds no images: must be a folder, tar or zip that holds class/image"),
-        ({"a/notes.txt": b""}, "holds no images"),
+        ({"a/notes.txt": b""}, "holds no images: must be a folder, tar or zip that holds class/image"),
         ({"a/photo.heic": b""}, r"holds no images.*; 1 left out: a/photo\.heic \(its format cannot be decoded here\)"),
         ({"0.png": png(), "1.png": png()}, r"0\.png is in no folder that would be its class"),
-        ({"a/0.png": png(), "a/1.png": png()}, r"holds 1 classes of two images or more \(a\): must hold two"),
         ({"w/a/0.png": png(), "w/a/1.png": png()}, r"holds 1 classes of two images or more \(a\)"),
         ({"a/0.png": png(), "b/0.png": png()}, r"holds 0 classes .*; 2 left out: a/0.png \(its class a has no other"),
-        ({"v/w/a/0.png": png(), "v/w/b/0.png": png()}, r"v/w/a/0\.png lies too deep"),
         ({"a/x/0.png": png(), "b/y/0.png": png()}, r"a/x/0\.png lies too deep"),
     ],
 )
@@ -188,33 +144,22 @@ def test_a_root_that_is_missing_or_no_archive(name, tmp_path):
 # cars196_half
 
 
-@pytest.fixture(scope="module")
-def cars(shared):
-    return shared / "data" / "cars196-crops-128.tar"
-
-
-def test_cars_by_protocol(cars):
+def test_cars_by_protocol(shared, tmp_path):
+    cars = shared / "data" / "cars196-crops-128.tar"
     check_contract(lambda split: datasets.load("cars196_half", cars, split))
     train, test = (datasets.load("cars196_half", cars.parent, split) for split in ("train", "test"))
     assert train.name == "cars196_half" and len(train) + len(test) == 8144
     assert sorted(set(train.table.class_name)) == [f"{i:03}" for i in range(1, 99)]
     assert sorted(set(test.table.class_name)) == [f"{i:03}" for i in range(99, 197)]
     assert train.labels[0] == 0 and train.table.class_name[0] == "001" and train[0][0].size == (128, 128)
-
-
-def test_cars_unpacked_are_the_same(cars, tmp_path):
     with tarfile.open(cars) as tar:
         tar.extractall(tmp_path, filter="data")
-    packed = datasets.load("cars196_half", cars, "test")
-    for root in (tmp_path, tmp_path / "images"):
-        unpacked = datasets.load("cars196_half", root, "test")
-        assert [Path(path).name for path in unpacked.table.path] == [Path(path).name for path in packed.table.path]
-        assert np.array_equal(np.asarray(unpacked[7][0]), np.asarray(packed[7][0]))
+    unpacked = datasets.load("cars196_half", tmp_path, "test")
+    assert unpacked.table.path.tolist() == test.table.path.tolist()
+    assert np.array_equal(np.asarray(unpacked[7][0]), np.asarray(test[7][0]))
 
 
 def test_cars_must_be_complete(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match=f"root={tmp_path}: holds no images: must be cars196-crops-128.tar"):
-        datasets.load("cars196_half", tmp_path)
     write(tmp_path, {f"images/{c:03}/{c:05}.webp": b"" for c in range(1, 197)})
     with pytest.raises(
         ValueError, match="holds 196 images of 196 classes: must be cars196-crops-128.tar.* 8144 images of 196"
@@ -260,10 +205,6 @@ def test_omniglot_unpacked_is_the_same(handwriting, tmp_path):
 
 
 def test_omniglot_that_is_not_there(tmp_path, handwriting):
-    with pytest.raises(
-        FileNotFoundError, match="nowhere: nothing is there; it must be a folder that holds images_back"
-    ):
-        datasets.load("omniglot", tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=f"root={tmp_path}: holds neither images_background_small1.zip nor the"):
         datasets.load("omniglot", tmp_path)
     for part in (omniglot.TRAIN, omniglot.TEST):

@@ -1,5 +1,6 @@
 """`glbook data`: fetching over a faulty network, unpacking, checking, packing."""
 
+import dataclasses
 import errno
 import hashlib
 import io
@@ -13,12 +14,13 @@ import threading
 import time
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from miniatures import cub, market1501, photograph
+from miniatures import cub, market1501
 from stub_book import ROOT
 
 from gl_core import datasets
@@ -84,28 +86,21 @@ def files_in(folder):
 # Fetching
 
 
-@settings(max_examples=25)
-@given(st.lists(st.integers(0, len(CONTENT)), max_size=4))
-def test_a_download_cut_anywhere_goes_on(server, tmp_path_factory, cuts):
+@settings(max_examples=30)
+@given(st.lists(st.integers(0, len(CONTENT)), max_size=4), st.booleans())
+def test_a_download_cut_anywhere_goes_on_or_begins_again(server, tmp_path_factory, cuts, ranges):
     path = tmp_path_factory.mktemp("cut") / "new" / "a.zip"
-    server.cuts = list(cuts)
+    server.cuts, server.ranges = list(cuts), ranges
     download.fetch(server.url, path, CHECKSUM)
     assert path.read_bytes() == CONTENT and files_in(path.parent) == ["a.zip"]
 
 
 def test_a_download_is_as_readable_as_any_new_file_and_shows_a_bar(server, tmp_path, capsys):
-    download.fetch(server.url, tmp_path / "a.zip", CHECKSUM)
     (tmp_path / "other").touch()
+    for _ in range(2):
+        download.fetch(server.url, tmp_path / "a.zip", CHECKSUM)
     assert (tmp_path / "a.zip").stat().st_mode == (tmp_path / "other").stat().st_mode
-    assert "a.zip: 100%" in capsys.readouterr().err
-    download.fetch(server.url, tmp_path / "a.zip", CHECKSUM)
-    assert server.asked == 1
-
-
-def test_a_server_that_cannot_go_on_sends_all_again(server, tmp_path):
-    server.ranges, server.cuts = False, [1000, 5000]
-    download.fetch(server.url, tmp_path / "a.zip", CHECKSUM)
-    assert (tmp_path / "a.zip").read_bytes() == CONTENT and server.asked == 3
+    assert "a.zip: 100%" in capsys.readouterr().err and server.asked == 1
 
 
 @pytest.mark.parametrize("left", [CONTENT[:1000], CONTENT, CONTENT + b"more"], ids=["some", "all", "too much"])
@@ -134,26 +129,30 @@ def test_another_file_is_refused_and_replaces_nothing(server, tmp_path):
 
 def test_a_download_that_is_not_there(server, tmp_path):
     server.files = {"/b.zip": b""}
-    with pytest.raises(ConnectionError, match="could not be downloaded .404 .*, or download .* by other means"):
-        download.fetch(server.url, tmp_path / "a.zip", CHECKSUM)
+    for url in (server.url, "http://127.0.0.1:9/a.zip"):
+        with pytest.raises(
+            ConnectionError, match="could not be downloaded .*, or download .* by other means and put it"
+        ):
+            download.fetch(url, tmp_path / "a.zip", CHECKSUM)
     assert files_in(tmp_path) == [] and server.asked == 1
 
 
 def test_two_processes_fetch_once(server, tmp_path):
-    context = multiprocessing.get_context("fork")
-    two = [context.Process(target=download.fetch, args=(server.url, tmp_path / "a.zip", CHECKSUM)) for _ in range(2)]
-    for process in two:
-        process.start()
-    for process in two:
-        process.join()
-    assert [process.exitcode for process in two] == [0, 0] and server.asked == 1
+    with multiprocessing.get_context("fork").Pool(2) as two:
+        two.starmap(download.fetch, [(server.url, tmp_path / "a.zip", CHECKSUM)] * 2, chunksize=1)
+    assert server.asked == 1
     assert files_in(tmp_path) == ["a.zip"] and (tmp_path / "a.zip").read_bytes() == CONTENT
 
 
 def test_who_waits_for_a_lock_says_so(tmp_path):
     said = []
+
+    def wait():
+        with locked(tmp_path / "lock", waiting=lambda: said.append("waiting")):
+            said.append("mine")
+
     with locked(tmp_path / "lock"):
-        waiter = threading.Thread(target=lambda: wait(tmp_path / "lock", said))
+        waiter = threading.Thread(target=wait)
         waiter.start()
         while not said:
             time.sleep(0.01)
@@ -162,35 +161,12 @@ def test_who_waits_for_a_lock_says_so(tmp_path):
     assert said == ["waiting", "mine"]
 
 
-def wait(path, said):
-    with locked(path, waiting=lambda: said.append("waiting")):
-        said.append("mine")
-
-
-@pytest.mark.parametrize(
-    ("error", "message"),
-    [
-        (OSError(errno.ENOSPC, "No space"), "No space left on device; what arrived is kept: '.*CUB_200_2011.tgz.part'"),
-        (OSError(errno.EROFS, "Read-only"), "Read-only file system; what arrived is kept: '.*CUB_200_2011.tgz.part'"),
-    ],
-)
-def test_a_full_disk_is_one_line(tmp_path, monkeypatch, capsys, error, message):
-    def full(*_):
-        raise error
-
-    monkeypatch.setattr(download._Download, "_rest", full)
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(download._Download, "_rest", Mock(side_effect=OSError(errno.ENOSPC, "No space")))
     assert main(["data", "fetch", "cub", "--root", str(tmp_path)]) == 1
     line = [line for line in capsys.readouterr().err.splitlines() if line.startswith("glbook:")]
-    assert len(line) == 1 and re.search(message, line[0])
-
-
-def test_no_permission_is_one_line(tmp_path, monkeypatch, capsys):
-    def refused(*_, **__):
-        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "data"))
-
-    monkeypatch.setattr("pathlib.Path.mkdir", refused)  # the tests may run as root, who may write anywhere
-    assert main(["data", "fetch", "cub", "--root", str(tmp_path / "data")]) == 1
-    assert capsys.readouterr().err.splitlines()[-1] == f"glbook: Permission denied: '{tmp_path}/data'"
+    assert len(line) == 1
+    assert re.search("No space left on device; what arrived is kept: '.*CUB_200_2011.tgz.part'", line[0])
 
 
 @pytest.fixture
@@ -209,13 +185,6 @@ def test_omniglot_is_downloaded_once(server, project, shared, monkeypatch):
     assert len(datasets.load("omniglot", split="test")) == 2120
     assert files_in(project / "data" / "omniglot") == sorted(f"{part}.zip" for part in omniglot.SHA256)
     assert len(datasets.load("omniglot")) == 2720 and server.asked == 2
-
-
-def test_omniglot_without_a_network(project, monkeypatch):
-    monkeypatch.setattr(omniglot, "URL", "http://127.0.0.1:9/python")
-    path = project / "data" / "omniglot" / f"{omniglot.TRAIN}.zip"
-    with pytest.raises(ConnectionError, match=f"could not be downloaded .* put it at {path}"):
-        datasets.load("omniglot")
 
 
 def test_downloads_go_to_the_cache_without_a_book(tmp_path, monkeypatch):
@@ -240,7 +209,6 @@ def tar(path, *members):
 @pytest.mark.parametrize(
     "member",
     [
-        ("../out.txt", tarfile.REGTYPE, b"x"),
         ("top/../../out.txt", tarfile.REGTYPE, b"x"),
         ("/out.txt", tarfile.REGTYPE, b"x"),
         ("top/link", tarfile.SYMTYPE, b""),
@@ -249,22 +217,24 @@ def tar(path, *members):
         ("top/large", tarfile.REGTYPE, b"x" * 2000),
     ],
 )
-def test_bad_archives_are_refused(tmp_path, member):
+def test_bad_tars_are_refused(tmp_path, member):
     archive = tar(tmp_path / "a.tgz", ("top/good.txt", tarfile.REGTYPE, b"good"), member)
     with pytest.raises(ValueError, match="is refused"):
         unpack(archive, tmp_path / "inside" / "out", 1000)
     assert os.listdir(tmp_path / "inside") == ["out"] and os.listdir(tmp_path / "inside" / "out") == []
 
 
-def test_bad_zips_are_refused(tmp_path):
-    for number, (name, mode) in enumerate([("../out.txt", 0), ("/out.txt", 0), ("C:\\out.txt", 0), ("l", 0o120777)]):
-        path = tmp_path / f"{number}.zip"
-        with zipfile.ZipFile(path, "w") as file:
-            member = zipfile.ZipInfo(name)
-            member.external_attr = mode << 16
-            file.writestr(member, "x")
-        with pytest.raises(ValueError, match="the archive is refused"):
-            unpack(path, tmp_path / "out", 1000)
+@pytest.mark.parametrize(
+    ("name", "mode", "size"),
+    [("../out.txt", 0, 1), ("/out.txt", 0, 1), ("C:\\out.txt", 0, 1), ("l", 0o120777, 1), ("large", 0, 2000)],
+)
+def test_bad_zips_are_refused(tmp_path, name, mode, size):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        member = zipfile.ZipInfo(name)
+        member.external_attr = mode << 16
+        file.writestr(member, "x" * size)
+    with pytest.raises(ValueError, match="is refused"):
+        unpack(tmp_path / "a.zip", tmp_path / "out", 1000)
     assert os.listdir(tmp_path / "out") == []
 
 
@@ -287,10 +257,9 @@ def test_fetch_unpacks_what_can_be_checked(server, tmp_path, monkeypatch, capsys
     with tarfile.open(tmp_path / "cub.tgz", "w:gz") as file:
         file.add(tmp_path / "made" / "CUB_200_2011", "CUB_200_2011")
     server.content, root = (tmp_path / "cub.tgz").read_bytes(), tmp_path / "data"
-    entry = catalogue.CATALOGUE["cub"]
     archive = catalogue.Archive(server.url, "cub.tgz", hashlib.md5(server.content).hexdigest())
-    counts = {part: (12, 4) for part in ("train", "query", "gallery")}
-    small = catalogue.Entry(entry.title, entry.licence, entry.expected, counts, archive)
+    counts = dict.fromkeys(("train", "query", "gallery"), (12, 4))
+    small = dataclasses.replace(catalogue.CATALOGUE["cub"], counts=counts, archive=archive)
     monkeypatch.setitem(catalogue.CATALOGUE, "cub", small)
     for _ in range(2):
         assert main(["data", "fetch", "cub", "--root", str(root)]) == 0
@@ -307,7 +276,9 @@ def test_check_names_what_is_wrong(tmp_path, capsys):
     for path in images[:11]:
         path.unlink()
     images[20].write_bytes(images[20].read_bytes()[:-100])
-    assert main(["data", "check", "cub", "--root", str(tmp_path)]) == 1
+    (tmp_path / "cub-24x24.pack").write_bytes(b"broken")
+    with pytest.warns(UserWarning, match="1 left out"):
+        assert main(["data", "check", "cub", "--root", str(tmp_path)]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "train         12 images of 4 classes, must be 5,864 of 100"
     assert [line for line in lines if line.startswith("missing")] == [
@@ -315,7 +286,8 @@ def test_check_names_what_is_wrong(tmp_path, capsys):
         "missing: ... 11 in all",
     ]
     assert [line.startswith(f"unreadable: {images[20]} (") for line in lines].count(True) == 1
-    assert lines[-1] == "cub: NOT whole: 11 missing, 1 unreadable, other counts of train, query, gallery"
+    assert lines[-2].startswith("left out: cub-24x24.pack (is not used: ")
+    assert lines[-1] == "cub: NOT whole: 11 missing, 1 unreadable, 1 left out, other counts of train, query, gallery"
 
 
 def test_list_and_steps(tmp_path, capsys):
@@ -334,27 +306,23 @@ def test_list_and_steps(tmp_path, capsys):
 def test_a_pack_holds_what_training_reads(tmp_path, name, build, size, capsys, monkeypatch):
     build(tmp_path)
     shape = (24, 24) if size == "24" else (64, 32)
-    prepared = {"size": shape, "keep_aspect": size == "24"}
 
-    def pixels():
-        dataset = datasets.load(name, tmp_path, "test")
-        ((images, labels),) = ImageStore(dataset, **prepared).batches([list(range(len(dataset)))])
-        return dataset, images.numpy(), labels.numpy()
+    def pixels(dataset):
+        store = ImageStore(dataset, shape, keep_aspect=size == "24")
+        ((images, labels),) = store.batches([list(range(len(dataset)))])
+        return images.tolist(), labels.tolist()
 
-    _, before, labels = pixels()
+    before = pixels(datasets.load(name, tmp_path, "test"))
     assert main(["data", "pack", name, "--root", str(tmp_path), "--size", size]) == 2, "nobody to ask"
     assert main(["data", "pack", name, "--root", str(tmp_path), "--size", size, "--yes"]) == 0
     assert "GB for" in capsys.readouterr().out
     path = tmp_path / f"{name}-{shape[0]}x{shape[1]}.pack"
     packed.verify(path)
-    dataset, after, same = pixels()
-    assert np.array_equal(before, after) and np.array_equal(labels, same)
+    dataset = datasets.load(name, tmp_path, "test")
     opened = dataset.packed[shape]
     assert isinstance(opened.array, np.memmap) and len(pickle.dumps(opened)) < 1000
-    # What is packed is what is read.
-    monkeypatch.setattr(dataset.images, "open", None)
-    ((images, _),) = ImageStore(dataset, **prepared).batches([list(range(len(dataset)))])
-    assert np.array_equal(before, images.numpy())
+    monkeypatch.setattr(dataset.images, "open", None)  # what is packed is what is read
+    assert pixels(dataset) == before
 
     content = bytearray(path.read_bytes())
     content[packed.HEADER] ^= 1
@@ -373,23 +341,9 @@ def test_a_pack_of_other_images_is_not_used(tmp_path):
     assert main(["data", "pack", "cub", "--root", str(tmp_path), "--size", "24", "--yes"]) == 0
     assert datasets.load("cub", tmp_path, "all").packed
     images = sorted(tmp_path.glob("*/images/*/Bird*.jpg"))
-    first, last = images[0].read_bytes(), images[-1].read_bytes()
-    images[0].write_bytes(last)
+    images[0].write_bytes(images[-1].read_bytes())
     with pytest.warns(UserWarning, match="1 left out: cub-24x24.pack .is not used: it was made from other images"):
         assert not datasets.load("cub", tmp_path, "all").packed
-    images[0].write_bytes(first)
-    assert datasets.load("cub", tmp_path, "all").packed
-
-
-def test_check_names_what_is_left_out(tmp_path, capsys):
-    for name in ("a/0", "a/1", "b/0", "b/1", "b/2", "lone/0"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / f"{name}.jpg").write_bytes(photograph(1))
-    (tmp_path / "b" / "2.jpg").write_bytes(b"broken")
-    with pytest.warns(UserWarning, match="2 left out"):
-        assert main(["data", "check", "folder", "--root", str(tmp_path)]) == 1
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[-3].startswith("left out: b/2.jpg (the image cannot be read") and lines[-1].endswith("2 left out")
 
 
 def test_nothing_is_unpickled():

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from image_trees import check_contract
 
 from gl_core import datasets
 from gl_core.datasets import glyphs, glyphs_reid, lettering, protocol
@@ -43,23 +44,20 @@ def pixels(dataset, index=None) -> np.ndarray:
     return np.stack([np.asarray(dataset[int(i)][0])[:, :, 0] for i in index])
 
 
-def test_contract(kept, every):
-    train, test = (datasets.load("glyphs", kept, split) for split in ("train", "test"))
-    classes = len(np.unique(train.labels))
-    assert np.array_equal(np.unique(train.labels), np.arange(classes))
-    assert np.array_equal(np.unique(test.labels), np.arange(classes, len(every.class_names)))
+@pytest.mark.parametrize("name", ["glyphs", "glyphs_half", "glyphs_reid", "glyphs_reid_half"])
+def test_contract(kept, name):
+    check_contract(lambda split: datasets.load(name, kept, split))
+
+
+def test_classes_and_images(every):
+    assert every.name == "glyphs"
+    classes = np.unique(every.labels[every.table.split == "train"]).size
     assert 240 <= classes <= 300 and 150 <= len(every.class_names) - classes <= 250
-    assert len(train) + len(test) == len(every) and every.name == "glyphs"
     _, counts = np.unique(every.labels, return_counts=True)
     assert counts.min() >= 12 and counts.max() == 16
-    image, label = test[0]
-    assert (image.mode, image.size, label) == ("RGB", (32, 32), classes)
-    values = np.asarray(image)
-    assert (values == values[:, :, :1]).all()
+    values = np.asarray(every[-1][0])
+    assert values.shape == (32, 32, 3) and (values == values[:, :, :1]).all()
     assert every.table.path.is_unique and set(every.table.typeface) == set(lettering.TYPEFACES)
-    assert every.table.class_name.tolist() == [every.class_names[label] for label in every.labels]
-    assert test.table.is_query.all() and test.table.is_gallery.all()
-    assert not train.table.is_query.any() and not train.table.is_gallery.any()
 
 
 def test_scripts_of_the_test_are_never_trained_on(every):
@@ -80,10 +78,7 @@ def test_letters_that_look_alike_are_one_class(every):
     for different in ("Aa", "CG", "IiJjLl", "Nn", "Pp", "Qq", "EF", "OQØ", "ЦЩ", "ГҐ", "Ξξ", "bdpq", "БВ", "ШЩ", "ԱԲԳ"):
         assert len({label[letter] for letter in different}) == len(different), different
     assert every.class_names[label["А"]] == "A" and every.class_names[label["г"]] == "Γ"
-
-
-def test_letters_composed_of_others_are_left_out(every):
-    assert not set("ÄéñÅﬁµªЙ") & set("".join(every.table.letters.unique()))
+    assert not set("ÄéñÅﬁµªЙ") & set(label), "letters composed of others are left out"
 
 
 def test_every_letter_is_whole_and_on_white(every):
@@ -102,31 +97,11 @@ def test_a_new_process_draws_the_same_pixels(tmp_path, every):
         assert np.array_equal(file["images"], every.images.images)
 
 
-def test_an_image_depends_on_nothing_but_itself(letters):
-    """Fewer letters, the same drawings: no image depends on the order of the others."""
-    some = {letter: letters[letter] for letter in "Щж"}
-
-    def drawn(chosen):
-        random = [np.random.default_rng((0, ord(letter), 3)) for letter in chosen]
-        faces = [chosen[letter][lettering.TYPEFACES[3]] for letter in chosen]
-        return lettering.draw([lettering.deform(path, 32, r) for path, r in zip(faces, random, strict=True)], 32)
-
-    whole = dict(zip(letters, drawn(letters), strict=True))
-    for letter, image in zip(some, drawn(some), strict=True):
-        assert np.array_equal(image, whole[letter])
-
-
-@pytest.mark.parametrize("form", ["pixels", "ink", "centred"])
-def test_raw_pixels_are_bad_enough(kept, form):
+def test_raw_pixels_are_bad_enough_because_of_the_deformations(kept, every, letters, monkeypatch):
     test = datasets.load("glyphs", kept, "test")
-    x = pixels(test).reshape(len(test), -1).astype(np.float32)
-    x = {"pixels": x, "ink": 255 - x, "centred": x - x.mean(axis=0)}[form]
-    recall = retrieval_metrics(torch.from_numpy(x), test.labels)["R@1"]
-    assert 0.3 < recall <= 0.6
-
-
-def test_without_deformation_raw_pixels_would_do(every, letters, monkeypatch):
-    """So the difficulty is that of the deformations, and pixels are fit to see the letters."""
+    ink = torch.from_numpy(255 - pixels(test).reshape(len(test), -1).astype(np.float32))
+    for x in (255 - ink, ink, ink - ink.mean(0)):
+        assert 0.3 < retrieval_metrics(x, test.labels)["R@1"] <= 0.6
     for name in ("WAVE", "TURN", "SHEAR", "SCALE", "ASPECT", "MOVE", "PEN"):
         monkeypatch.setattr(lettering, name, 0.0)
     table = every.table[every.table.split == "test"]
@@ -139,13 +114,12 @@ def test_without_deformation_raw_pixels_would_do(every, letters, monkeypatch):
     assert retrieval_metrics(x, table.label.to_numpy())["R@1"] > 0.7
 
 
-@pytest.mark.parametrize("name", ["glyphs", "glyphs_half", "glyphs_reid"])
+@pytest.mark.parametrize("name", ["glyphs", "glyphs_reid"])
 def test_wrong_options(tmp_path, name):
     with pytest.raises(ValueError, match="size=8: must be a whole number, 12 or more"):
         datasets.load(name, tmp_path, size=8)
-    for seed in (-1, "one"):
-        with pytest.raises(ValueError, match=f"seed={seed!r}: must be a whole number, 0 or more"):
-            datasets.load(name, tmp_path, seed=seed)
+    with pytest.raises(ValueError, match="seed=-1: must be a whole number, 0 or more"):
+        datasets.load(name, tmp_path, seed=-1)
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=f"root={tmp_path}/file: must be a folder, in which the images are kept"):
         datasets.load(name, tmp_path / "file")
@@ -172,8 +146,7 @@ def test_images_are_drawn_once(few, tmp_path):
     assert larger[0][0].size == (48, 48) and (pixels(other) != pixels(first)).any(axis=(1, 2)).all()
     assert few == [(32, 0), (48, 0), (32, 1)]
     assert len(list((tmp_path / "new" / "folder").iterdir())) == 3
-    assert data_version(first) == data_version(again)
-    assert len({data_version(dataset) for dataset in (first, larger, other)}) == 3
+    assert len({data_version(dataset) for dataset in (first, again, larger, other)}) == 3
 
 
 def test_other_versions_of_libraries_or_of_the_drawing_draw_anew(few, tmp_path, monkeypatch):
@@ -185,45 +158,30 @@ def test_other_versions_of_libraries_or_of_the_drawing_draw_anew(few, tmp_path, 
     assert len(few) == 3
 
 
-@pytest.mark.parametrize("damage", ["empty", "text", "cut", "flipped", "other arrays", "other size"])
+@pytest.mark.parametrize("damage", ["empty", "text", "cut", "flipped", "other arrays"])
 def test_a_damaged_cache_is_drawn_anew(few, tmp_path, damage):
     expected = pixels(datasets.load("glyphs", tmp_path, "all"))
     (path,) = tmp_path.iterdir()
     content = bytearray(path.read_bytes())
     if damage == "other arrays":
-        np.savez(path, a=np.zeros(3))
-    elif damage == "other size":
-        with np.load(path) as file:
-            np.savez(path, **(dict(file) | {"images": file["images"][:, 1:]}))
+        np.savez(path, images=np.zeros((3, 8, 8), np.uint8), groups=np.array(["A"] * 3), typefaces=np.array(["a"] * 3))
     else:
         content[300] ^= 255
         path.write_bytes({"empty": b"", "text": b"text", "cut": content[:-100], "flipped": content}[damage])
-    assert np.array_equal(pixels(datasets.load("glyphs", tmp_path, "all")), expected)
-    assert len(few) == 2
-    datasets.load("glyphs", tmp_path)  # was repaired
+    for _ in range(2):  # the first repairs it
+        assert np.array_equal(pixels(datasets.load("glyphs", tmp_path, "all")), expected)
     assert len(few) == 2 and list(tmp_path.iterdir()) == [path]
 
 
-def test_the_cache_is_the_users(few, tmp_path, monkeypatch):
+def test_the_cache_is_the_users_and_without_one_letters_are_drawn_each_time(few, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    datasets.load("glyphs")
+    expected = pixels(datasets.load("glyphs", split="all"))
     assert [path.suffix for path in (tmp_path / "cache" / "glbook").iterdir()] == [".npz"]
-
-
-@pytest.mark.parametrize("folder", ["file", "~/.cache/glbook"], ids=["nothing can be written", "no home"])
-def test_without_a_cache_letters_are_drawn_each_time(few, tmp_path, monkeypatch, folder):
     (tmp_path / "file").touch()
-    where = str(tmp_path / "file") if folder == "file" else folder
-    monkeypatch.setattr("platformdirs.user_cache_dir", lambda *_, **__: where)
-    assert len(datasets.load("glyphs", split="all")) == len(datasets.load("glyphs", split="all")) > 0
-    assert len(few) == 2
-
-
-def test_a_missing_drawing_is_named(few, tmp_path):
-    d = datasets.load("glyphs", tmp_path)
-    d.images.position.clear()
-    with pytest.raises(ValueError, match="glyphs: Latin/0041/DejaVuSans: the image cannot be read"):
-        d[0]
+    # Nothing can be written; there is no home.
+    for drawn, folder in enumerate((str(tmp_path / "file"), "~/.cache/glbook"), 2):
+        monkeypatch.setattr("platformdirs.user_cache_dir", lambda *_, folder=folder, **__: folder)
+        assert np.array_equal(pixels(datasets.load("glyphs", split="all")), expected) and len(few) == drawn
 
 
 # glyphs_half: half of the classes, with the images that they have in glyphs
@@ -239,15 +197,8 @@ def test_it_is_the_first_half_of_the_classes(kept, split):
     assert half.table[same].equals(expected.table[same])
     assert [half.class_names[label] for label in half.labels] == half.table["class_name"].tolist()
     some = range(0, len(half), 100)
-    assert all(np.array_equal(np.asarray(half[i][0]), np.asarray(expected[i][0])) for i in some)
-
-
-def test_labels_number_the_classes_that_are_left(kept):
-    train, test = (datasets.load("glyphs_half", kept, split) for split in ("train", "test"))
-    found = np.unique(train.labels), np.unique(test.labels)
-    assert np.array_equal(np.concatenate(found), np.arange(len(train.class_names)))
-    assert set("ABCXYZbdpq") <= set(np.array(train.class_names)[found[0]])
-    assert {"Greek", "Cyrillic"} <= set(test.table["script"]) and set(train.table["script"]) == {"Latin"}
+    assert np.array_equal(pixels(half, some), pixels(expected, some))
+    assert (set("ABCXYZbdpq") if split == "train" else set("ДЖЩ")) <= set(half.table["class_name"])
 
 
 def test_an_epoch_has_as_many_steps_as_that_of_glyphs(kept):
@@ -257,9 +208,6 @@ def test_an_epoch_has_as_many_steps_as_that_of_glyphs(kept):
         batch = config.classes_per_batch * config.samples_per_class
         steps[name] = len(datasets.load(name, kept, "train")) / batch
     assert steps["glyphs_half"] == pytest.approx(steps["glyphs"], rel=0.05)
-    assert (
-        Config.resolve(dataset="glyphs_half").epochs == 1 and Config.resolve("full", dataset="glyphs_half").epochs > 1
-    )
 
 
 # glyphs_reid: letters as persons, typefaces as cameras
@@ -273,8 +221,6 @@ def persons(kept):
 def test_what_is_trained_on_is_that_of_glyphs(kept):
     reid, plain = (datasets.load(name, kept, "train") for name in ("glyphs_reid", "glyphs"))
     assert reid.name == "glyphs_reid" and "camera" not in plain.table
-    assert np.array_equal(np.unique(reid.labels), np.arange(len(np.unique(plain.labels))))
-    assert not reid.table.is_query.any() and not reid.table.is_gallery.any()
     place = {path.removeprefix("bounding_box_train/"): i for i, path in enumerate(reid.table.path)}
     assert set(place) == set(plain.table.path)
     some = range(0, len(plain), 100)
@@ -285,7 +231,6 @@ def test_half_of_it_trains_on_the_letters_of_glyphs_half_and_tests_the_same(kept
     half, letters = (datasets.load(name, kept, "train") for name in ("glyphs_reid_half", "glyphs_half"))
     assert half.name == "glyphs_reid_half" and len(half) == len(letters)
     assert set(half.table.path.str.removeprefix("bounding_box_train/")) == set(letters.table.path)
-    assert np.array_equal(np.unique(half.labels), np.unique(letters.labels))
     tested = datasets.load("glyphs_reid_half", kept, "test")
     same = [name for name in persons.table if name != "label"]
     assert tested.table[same].equals(persons.table[same])
@@ -304,29 +249,20 @@ def test_every_letter_is_asked_for_once_by_every_camera(persons):
     assert typefaces.tolist() == list(lettering.TYPEFACES) and typefaces.index.tolist() == list(range(1, 17))
 
 
-def test_distractors_are_a_class_and_junk_is_none(persons):
+def test_distractors_are_a_class_and_junk_is_part_of_an_image_of_the_gallery(persons):
     table = persons.table
     distractors, junk = table[table.class_name == "0000"], table[table.label == -1]
-    assert (
-        set(distractors.script) == {"Georgian"} and distractors.label.nunique() == 1 and (distractors.label >= 0).all()
-    )
+    assert set(distractors.script) == {"Georgian"} and distractors.label.nunique() == 1
     assert not distractors.is_query.any() and not junk.is_query.any() and set(junk.class_name) == {"junk"}
     assert len(junk) == -(-table.is_query.sum() // 5) and "junk" not in persons.class_names
-
-
-def test_junk_is_part_of_an_image_of_the_gallery(persons):
-    place = {path: i for i, path in enumerate(persons.table.path)}
-    junk = np.flatnonzero(persons.labels == -1)
-    whole = [place[persons.table.path[i].replace("cut/", "")] for i in junk]
-    parts = pixels(persons, junk)
-    assert (parts[:, :, 20:] == 255).all() and np.array_equal(parts[:, :, :20], pixels(persons, whole)[:, :, :20])
-
-
-def test_a_query_is_another_drawing_than_its_gallery_image(persons):
-    place = {path: i for i, path in enumerate(persons.table.path)}
-    queries = np.flatnonzero(persons.table.is_query)[::50]
-    others = [place[persons.table.path[i].replace("query/", "bounding_box_test/")] for i in queries]
-    assert (pixels(persons, queries) != pixels(persons, others)).any(axis=(1, 2)).all()
+    place = {path: i for i, path in enumerate(table.path)}
+    whole = pixels(persons, [place[path.replace("cut/", "")] for path in junk.path])
+    parts = pixels(persons, junk.index)
+    assert (parts[:, :, 20:] == 255).all() and np.array_equal(parts[:, :, :20], whole[:, :, :20])
+    # A query is another drawing than its image in the gallery.
+    queries = table[table.is_query].iloc[::50]
+    others = pixels(persons, [place[path.replace("query/", "bounding_box_test/")] for path in queries.path])
+    assert (pixels(persons, queries.index) != others).any(axis=(1, 2)).all()
 
 
 def test_searching_without_cameras_looks_better(persons):

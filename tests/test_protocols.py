@@ -24,7 +24,9 @@ def dataset(**columns):
 
 @pytest.mark.parametrize("role", [True, False])
 def test_images_that_search_each_other(role):
-    found = protocol.judge(embeddings, dataset(is_query=role, is_gallery=role), cluster=True)
+    # Cameras do not matter, as where training classes are held out.
+    part = dataset(is_query=role, is_gallery=role, camera=random.integers(1, 4, 60))
+    found = protocol.judge(embeddings, part, cluster=True)
     expected = retrieval_metrics(embeddings, labels) | clustering_metrics(embeddings, labels)
     assert found == expected and protocol.headline(found) == ("R@1", "MAP@R")
 
@@ -46,11 +48,6 @@ def test_persons_before_cameras():
     assert protocol.headline(found) == ("Rank-1", "mAP")
 
 
-def test_cameras_do_not_matter_where_training_classes_are_held_out():
-    held_out = dataset(is_query=True, is_gallery=True, camera=random.integers(1, 4, 60))
-    assert protocol.judge(embeddings, held_out) == retrieval_metrics(embeddings, labels)
-
-
 def test_given_distances_take_the_place_of_the_metric():
     is_query = np.arange(60) < 20
     D = torch.cdist(embeddings[:20], embeddings[20:]) ** 2
@@ -59,7 +56,7 @@ def test_given_distances_take_the_place_of_the_metric():
     assert protocol.judge(embeddings, part, distances=-D)["R@1"] != protocol.judge(embeddings, part)["R@1"]
 
 
-@pytest.mark.parametrize("name", sorted(BUILDERS))
+@pytest.mark.parametrize("name", ["cub", "inshop", "market1501", "cuhk03 release"])
 def test_the_whole_loop_on_a_miniature(name, tmp_path, monkeypatch):
     (tmp_path / "book").mkdir()
     (tmp_path / "_config.yml").touch()

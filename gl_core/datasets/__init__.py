@@ -56,8 +56,9 @@ def load(
         options: those of the data set, such as `size` of glyphs, `train_classes` of a folder or `crop` of cub.
 
     Raises:
-        ValueError: there is no such name, split or option, or the files do not make up the data set.
-        FileNotFoundError: there is nothing.
+        ValueError: there is no such name, split or option, `root` is needed and not given, or the files do not make up
+            the data set.
+        FileNotFoundError: `root` or a file of the data set is missing.
         ConnectionError: a download fails.
         ImportError: a package is missing; says how to install it.
     """

@@ -19,19 +19,17 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from gl_core._files import printable
-from gl_core.datasets.decoding import is_image, open_image, read_file, readable, to_rgb
+from gl_core.datasets.decoding import is_image, open_image, read_file, readable
 from gl_core.datasets.version import file_state, remembered
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["Folder", "ImageFiles", "open_files", "to_rgb"]
+__all__ = ["Folder", "ImageFiles", "open_files"]
 
 
 class ImageFiles(ABC):
-    """Named images under `root`; how their bytes are found is up to the kind of root.
-
-    Holds no open file, so that it can be pickled, forked and shared by threads.
+    """Named images under `root`, which holds no open file: it can be pickled, forked and shared by threads.
 
     Attributes:
         names: of the images.
@@ -91,43 +89,35 @@ class ImageFiles(ABC):
 
 
 class Folder(ImageFiles):
-    """Images below a folder. Linked folders are followed; each folder is looked at once, under its own name if it has
-    one.
+    """Images below a folder. Linked folders are followed, and each is looked at once, under its own name if it has one.
 
-    Args:
-        root: the folder.
-        search: find the names; otherwise they are known from elsewhere.
+    With `search=False` no names are looked for: they are known from elsewhere.
     """
 
     def __init__(self, root: Path, *, search: bool = True) -> None:
         super().__init__(root)
-        own = [""] if search else []
-        linked: list[str] = []
-        seen: set[tuple[int, int]] = set()
-        while own or linked:
-            inside = own.pop() if own else linked.pop(0)
-            try:
-                found = os.stat(root / inside)
+        waiting, seen = [root] if search else [], set()
+        while waiting:
+            for path, folders, files in os.walk(waiting.pop(0), onerror=self._unreadable):
+                found = os.stat(path)
                 if (found.st_dev, found.st_ino) in seen:
+                    folders.clear()
                     continue
-                with os.scandir(root / inside) as listed:
-                    entries = sorted(listed, key=lambda entry: entry.name)
-            except OSError as error:
-                self.left_out[inside or "."] = f"the folder cannot be read: {error.strerror}"
-                continue
-            seen.add((found.st_dev, found.st_ino))
-            for entry in filter(lambda entry: _wanted(entry.name), entries):
-                try:
-                    is_folder, is_file = entry.is_dir(), entry.is_file()
-                except OSError:  # a link to itself, or into a folder that must not be read
-                    is_folder = is_file = False
-                if is_folder:
-                    (linked if entry.is_symlink() else own).append(f"{inside}{entry.name}/")
-                elif is_image(entry.name):
-                    name = inside + entry.name
-                    if self._note(name, None if is_file else "it is no regular file"):
+                seen.add((found.st_dev, found.st_ino))
+                folders[:] = sorted(filter(_wanted, folders))
+                # `walk` itself passes links over: they come after all folders that are no links.
+                waiting += [link for link in (Path(path, name) for name in folders) if link.is_symlink()]
+                for file in sorted(name for name in files if _wanted(name) and is_image(name)):
+                    name = self._name(Path(path, file))
+                    if self._note(name, None if os.path.isfile(Path(path, file)) else "it is no regular file"):
                         self.names.append(name)
         self.names.sort()
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
+
+    def _unreadable(self, error: OSError) -> None:
+        self.left_out[f"{self._name(Path(error.filename))}/"] = f"the folder cannot be read: {error.strerror}"
 
     def read(self, name: str) -> bytes:
         return read_file(self.root / name)
@@ -224,8 +214,7 @@ def _wanted(part: str) -> bool:
 
 
 def _is_wanted_image(member: str) -> bool:
-    parts = [part for part in PurePosixPath(member).parts if part not in ("/", "..")]
-    return is_image(member) and all(map(_wanted, parts))
+    return is_image(member) and all(part == ".." or _wanted(part) for part in PurePosixPath(member).parts)
 
 
 def _inside(member: str) -> tuple[str, str | None]:

@@ -1,6 +1,7 @@
 """Random variations of a batch of images in training, made on the device that trains."""
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,6 @@ from gl_core import _checks, devices
 
 __all__ = ["AUGMENTATIONS", "augment", "height_and_width"]
 
-# The mean colour of the photographs that backbones were trained on first.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 
 
@@ -39,8 +39,8 @@ def augment(
             second image; "crop" does so with areas from 0.08 on, as torchvision's RandomResizedCrop does for the
             authors (who cut from the whole picture, not from its central square); "person" mirrors every second image
             and shifts it by up to 10 px of 256, black coming in (Luo et al., CVPRW 2019); "drawing" turns by up to 10
-            degrees, scales by up to 10 and shifts by up to 5 percent, and never mirrors, as the mirror image of a
-            letter is another letter; "none" only resizes.
+            degrees, scales by up to 10 and shifts by up to 5 percent, unmirrored, as a letter's mirror image is
+            another letter; "none" only resizes.
         size: pixels of a side of the result, or (height, width).
         erasing: probability that a random rectangle of an image is replaced by ImageNet's mean colour, its area 0.02 to
             0.4 of the whole, its height 0.3 to 1/0.3 of its width (Zhong et al., "Random Erasing Data Augmentation",
@@ -70,8 +70,10 @@ def _mirrored(n: int, generator: torch.Generator | None) -> Float[Tensor, " n"]:
     return torch.where(torch.rand(n, generator=generator) < 0.5, -1.0, 1.0)
 
 
-def _part(smallest: float, n: int, generator: torch.Generator | None, *_: int) -> Float[Tensor, "n 2 3"]:
-    """Output to input coordinates, both from -1 to 1: the part's half sides, and its centre inside the image."""
+# Affine maps of output to input coordinates, both from -1 to 1.
+
+
+def _part(n: int, generator: torch.Generator | None, *_: int, smallest: float) -> Float[Tensor, "n 2 3"]:
     area = _uniform(n, smallest, 1.0, generator)
     aspect = _uniform(n, math.log(3 / 4), math.log(4 / 3), generator).exp()
     width, height = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
@@ -80,14 +82,6 @@ def _part(smallest: float, n: int, generator: torch.Generator | None, *_: int) -
     zero = torch.zeros(n)
     rows = torch.stack([width * _mirrored(n, generator), zero, x], 1), torch.stack([zero, height, y], 1)
     return torch.stack(rows, 1)
-
-
-def _photo(n: int, generator: torch.Generator | None, *_: int) -> Float[Tensor, "n 2 3"]:
-    return _part(0.5, n, generator)
-
-
-def _crop(n: int, generator: torch.Generator | None, *_: int) -> Float[Tensor, "n 2 3"]:
-    return _part(0.08, n, generator)
 
 
 def _drawing(n: int, generator: torch.Generator | None, *_: int) -> Float[Tensor, "n 2 3"]:
@@ -107,7 +101,13 @@ def _person(n: int, generator: torch.Generator | None, height: int, width: int) 
     return torch.stack(rows, 1)
 
 
-AUGMENTATIONS: dict[str, Any] = {"none": None, "photo": _photo, "crop": _crop, "person": _person, "drawing": _drawing}
+AUGMENTATIONS: dict[str, Any] = {
+    "none": None,
+    "photo": partial(_part, smallest=0.5),
+    "crop": partial(_part, smallest=0.08),
+    "person": _person,
+    "drawing": _drawing,
+}
 
 
 def _erase(

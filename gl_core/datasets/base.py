@@ -30,13 +30,11 @@ __all__ = [
 ]
 
 SPLITS = ("train", "test", "all")
-# Held-out classes are compared with each other, and so are those that remain to be learned from: two make a comparison.
-FEWEST_CLASSES = 2
+FEWEST_CLASSES = 2  # that are held out, and that remain to be learned from: two make a comparison
 # Gallery images that show no whole person: the protocol of re-identification counts them neither as hits nor as misses.
 JUNK = "junk"
 JUNK_LABEL = -1
-# Files that a message names before it only counts them.
-NAMED = 3
+NAMED = 3  # files that a message names before it only counts them
 
 
 class ImageSource(Protocol):
@@ -44,15 +42,12 @@ class ImageSource(Protocol):
 
     def open(self, path: str) -> "Image.Image":
         """The image of that path, in mode RGB. May raise anything."""
-        ...
 
     def where(self, path: str) -> str:
         """The full name of the image, for messages."""
-        ...
 
     def digests(self, paths: Sequence[str]) -> list[str]:
         """For each image a text that changes when its content does, the same on every machine."""
-        ...
 
 
 class DecodedImages(Protocol):
@@ -111,11 +106,8 @@ class RetrievalDataset(Dataset):
         return f"RetrievalDataset({self.name}: {len(self)} images of {classes} classes)"
 
     def subset(self, index: ArrayLike) -> "RetrievalDataset":
-        """The images of these positions (whole numbers, or one boolean an image), with the labels that they have here.
-
-        Raises:
-            IndexError: a position does not exist.
-        """
+        """The images of these positions (whole numbers, or one boolean an image), with the labels that they have here;
+        IndexError if one does not exist."""
         index = np.asarray(index)
         return self._derived(self.table, self.class_names, index.astype(np.int64) if index.size == 0 else index)
 
@@ -126,11 +118,7 @@ class RetrievalDataset(Dataset):
         return part
 
     def split(self, split: str) -> "RetrievalDataset":
-        """The images of "train", of "test", or "all".
-
-        Raises:
-            ValueError: it has another name, or there are no such images.
-        """
+        """The images of "train", of "test", or "all"; ValueError if there are none."""
         _checks.choice("split", split, SPLITS)
         if split == "all":
             return self
@@ -215,12 +203,7 @@ def tabulate(
 
 
 def existing(root: str | os.PathLike | None, expected: str) -> Path:
-    """`root` as a path.
-
-    Raises:
-        ValueError: it is None.
-        FileNotFoundError: nothing is there.
-    """
+    """`root` as a path, at which something is."""
     if root is None:
         raise ValueError(f"root=None: must be {expected} (as a setting of a run: data_root)")
     root = Path(root).expanduser()

@@ -31,12 +31,7 @@ SIDES = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2")
 
 
 def load(root: str | os.PathLike | None = None, *, crop: bool = False) -> RetrievalDataset:
-    """The images of both splits; with `crop`, cut to the car's box.
-
-    Raises:
-        ValueError: there is no `root`, or files are of another form.
-        FileNotFoundError: one is missing.
-    """
+    """The images of both splits; with `crop`, cut to the car's box."""
     folder, layout = find_layout(root, EXPECTED, [ONE_FILE, DEVKIT], [".", "stanford_cars"])
     annotations: Any
     if layout == 0:
@@ -45,18 +40,14 @@ def load(root: str | os.PathLike | None = None, *, crop: bool = False) -> Retrie
         names = _names(folder / ONE_FILE[0])
     else:
         parts = [_annotations(folder / file) for file in DEVKIT[:2]]
-        paths = [
-            f"{where}/{name}" for where, part in zip(DEVKIT[2:], parts, strict=True) for name in part["fname"].tolist()
-        ]
+        paths = [f"{DEVKIT[2 + i]}/{name}" for i, part in enumerate(parts) for name in part["fname"].tolist()]
         annotations = {field: np.concatenate([part[field] for part in parts]) for field in ("class", *SIDES)}
         names = _names(folder / "devkit" / "cars_meta.mat")
     numbers = annotations["class"].astype(int).tolist()
     # With their numbers in front, names stay in order, and no two are the same.
-    name_of = {
-        number: f"{number:03} {names[number - 1]}" if names else f"{number:03}" for number in sorted(set(numbers))
-    }
-    train = [name for number, name in name_of.items() if number <= TRAIN_CLASSES]
-    test = [name for number, name in name_of.items() if number > TRAIN_CLASSES]
+    name_of = {number: f"{number:03} {names[number - 1]}" if names else f"{number:03}" for number in set(numbers)}
+    train = sorted(name for number, name in name_of.items() if number <= TRAIN_CLASSES)
+    test = sorted(name for number, name in name_of.items() if number > TRAIN_CLASSES)
     images: ImageSource = Folder(folder, search=False)
     if crop:
         left, top, right, bottom = (annotations[side].astype(float) for side in SIDES)

@@ -25,12 +25,7 @@ IMAGES = 8144
 
 
 def load(root: str | os.PathLike | None = None) -> RetrievalDataset:
-    """The images of both splits.
-
-    Raises:
-        ValueError: there is no `root`, or it does not hold exactly these images.
-        FileNotFoundError: it is missing.
-    """
+    """The images of both splits."""
     root = existing(root, EXPECTED)
     files = open_files(root / TAR if (root / TAR).is_file() else root)
     classes, left_out = images_by_class(files, EXPECTED)
@@ -40,9 +35,8 @@ def load(root: str | os.PathLike | None = None) -> RetrievalDataset:
             f"root={files.root}: holds {len(classes)} images of {len(found)} classes: must be {EXPECTED}, "
             f"{IMAGES} images of {len(CLASSES)} classes; {describe_left_out(left_out)}"
         )
-    table, class_names = tabulate(
-        list(classes), list(classes.values()), CLASSES[:TRAIN_CLASSES], CLASSES[TRAIN_CLASSES:]
-    )
+    train, test = CLASSES[:TRAIN_CLASSES], CLASSES[TRAIN_CLASSES:]
+    table, class_names = tabulate(list(classes), list(classes.values()), train, test)
     dataset = RetrievalDataset("cars196_half", table, class_names, files)
     dataset.left_out = left_out
     return dataset

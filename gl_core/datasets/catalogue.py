@@ -33,6 +33,7 @@ def _searching_itself(train: tuple[int, int], test: tuple[int, int]) -> dict[str
 
 
 _RESEARCH = "non-commercial research"
+_DRAWN = ("free, drawn by this library", "nothing: it is drawn")
 _CUHK03 = (
     "1. Ask for CUHK03 by the form at https://www.ee.cuhk.edu.hk/~xgwang/CUHK_identification.html and unpack\n"
     "   cuhk03_release.zip.\n"
@@ -43,7 +44,7 @@ _CUHK03 = (
 _CUHK03_EXPECTED = "cuhk03_release/cuhk-03.mat with the two .mat files beside that folder, or detected/ and labeled/"
 
 CATALOGUE: dict[str, Entry] = {
-    "glyphs": Entry("Glyphs", "free, drawn by this library", "nothing: it is drawn"),
+    "glyphs": Entry("Glyphs", *_DRAWN),
     "omniglot": Entry("Omniglot, small sets", "MIT", "nothing: it is downloaded when first used"),
     "cars196_half": Entry(
         "Cars196-half (128 px crops)", _RESEARCH, "cars196-crops-128.tar",
@@ -84,11 +85,9 @@ CATALOGUE: dict[str, Entry] = {
         "   lead to a folder of files and the password of its archives.\n"
         "2. Take Eval/list_eval_partition.txt and Img/img.zip, and unpack the latter where it is.",
     ),
-    "glyphs_half": Entry("Glyphs, half of them", "free, drawn by this library", "nothing: it is drawn"),
-    "glyphs_reid": Entry("Glyphs, typefaces as cameras", "free, drawn by this library", "nothing: it is drawn"),
-    "glyphs_reid_half": Entry(
-        "Glyphs, typefaces as cameras, half to train on", "free, drawn by this library", "nothing: it is drawn"
-    ),
+    "glyphs_half": Entry("Glyphs, half of them", *_DRAWN),
+    "glyphs_reid": Entry("Glyphs, typefaces as cameras", *_DRAWN),
+    "glyphs_reid_half": Entry("Glyphs, typefaces as cameras, half to train on", *_DRAWN),
     "market1501": Entry(
         "Market-1501", _RESEARCH, "Market-1501-v15.09.15/",
         {"train": (12936, 751), "query": (3368, 750), "gallery": (19732, 751)},

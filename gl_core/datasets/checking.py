@@ -1,14 +1,13 @@
 """Is a data set on disk whole? Counts against the published ones, and every image opened."""
 
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from gl_core._files import printable
 from gl_core.datasets.base import RetrievalDataset
+from gl_core.datasets.version import in_threads
 
 __all__ = ["Findings", "check"]
 
-CHUNK = 256
 SHOWN = 10
 
 
@@ -22,7 +21,7 @@ class Findings:
     """
 
     counts: dict[str, tuple[tuple[int, int], tuple[int, int] | None]]
-    faults: dict[str, list[str]] = field(default_factory=lambda: {"missing": [], "unreadable": [], "left out": []})
+    faults: dict[str, list[str]]
 
     @property
     def verdict(self) -> str:
@@ -59,18 +58,15 @@ def check(
         expected: images and classes of "train", "query" and "gallery"; None: they are counted only.
         progress: show a bar.
     """
-    from tqdm import tqdm
-
-    table = dataset.table
+    table, counts = dataset.table, {}
     parts = {"train": table["split"] == "train", "query": table["is_query"], "gallery": table["is_gallery"]}
-    counts = {}
     for part, chosen in parts.items():
         # Junk is among the images, but is no class.
         classes = table.loc[chosen, "label"]
         found = (int(chosen.sum()), int(classes[classes >= 0].nunique()))
         counts[part] = (found, expected[part] if expected else None)
-    findings = Findings(counts)
-    findings.faults["left out"] = [printable(f"{name} ({reason})") for name, reason in dataset.left_out.items()]
+    left_out = [printable(f"{name} ({reason})") for name, reason in dataset.left_out.items()]
+    faults: dict[str, list[str]] = {"missing": [], "unreadable": [], "left out": left_out}
 
     def opened(path: str) -> Exception | None:
         try:
@@ -81,14 +77,10 @@ def check(
         return None
 
     paths = table["path"].tolist()
-    with ThreadPoolExecutor() as threads, tqdm(total=len(paths), unit=" images", disable=not progress) as bar:
-        for start in range(0, len(paths), CHUNK):
-            chunk = paths[start : start + CHUNK]
-            for path, error in zip(chunk, threads.map(opened, chunk), strict=True):
-                where = dataset.images.where(path)
-                if isinstance(error, FileNotFoundError):
-                    findings.faults["missing"].append(where)
-                elif error is not None:
-                    findings.faults["unreadable"].append(f"{where} ({error})")
-            bar.update(len(chunk))
-    return findings
+    for path, error in zip(paths, in_threads(opened, paths, progress), strict=True):
+        where = dataset.images.where(path)
+        if isinstance(error, FileNotFoundError):
+            faults["missing"].append(where)
+        elif error is not None:
+            faults["unreadable"].append(f"{where} ({error})")
+    return Findings(counts, faults)

@@ -24,12 +24,7 @@ TRAIN_CLASSES = 100
 
 
 def load(root: str | os.PathLike | None = None, *, crop: bool = False) -> RetrievalDataset:
-    """The images of both splits; with `crop`, cut to the bird's box.
-
-    Raises:
-        ValueError: there is no `root`, or files are of another form.
-        FileNotFoundError: one is missing.
-    """
+    """The images of both splits; with `crop`, cut to the bird's box."""
     folder, _ = find_layout(root, EXPECTED, [LAYOUT], ["CUB_200_2011", "."])
     ids, paths = read_columns(folder / "images.txt", 2)
     class_of = dict(zip(*read_columns(folder / "image_class_labels.txt", 2), strict=True))
@@ -39,10 +34,8 @@ def load(root: str | os.PathLike | None = None, *, crop: bool = False) -> Retrie
     numbers = [int(class_of[number]) for number in ids]
     # The folder of an image is its class, such as 001.Black_footed_Albatross.
     name_of = {number: path.split("/")[0] for number, path in zip(numbers, paths, strict=True)}
-    train, test = (
-        [name_of[number] for number in sorted(name_of) if (number <= TRAIN_CLASSES) == trained]
-        for trained in (True, False)
-    )
+    train = [name_of[number] for number in sorted(name_of) if number <= TRAIN_CLASSES]
+    test = [name_of[number] for number in sorted(name_of) if number > TRAIN_CLASSES]
     images: ImageSource = Folder(folder / "images", search=False)
     if crop:
         if not (folder / BOXES).is_file():

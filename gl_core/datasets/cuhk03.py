@@ -34,17 +34,7 @@ IMAGES = "cuhk03_release/cuhk-03.mat"
 
 
 def load(root: str | os.PathLike | None = None, *, boxes: str = "detected") -> RetrievalDataset:
-    """The images of both splits, with the column `camera` (1 or 2, of the pair that saw a person).
-
-    Args:
-        root: the folder.
-        boxes: who cut the persons out, "detected" or "labelled".
-
-    Raises:
-        ValueError: there is no `root`, or files are of another form.
-        FileNotFoundError: one is missing.
-        ImportError: h5py is needed and not installed.
-    """
+    """The images of both splits, with the column `camera` (1 or 2, of the pair that saw a person)."""
     _checks.choice("boxes", boxes, FOLDER_OF)
     kind = FOLDER_OF[boxes]
     name = "cuhk03" if boxes == "detected" else "cuhk03_labelled"

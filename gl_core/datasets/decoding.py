@@ -22,7 +22,8 @@ FORMATS = {
     # Never decoded, but meant as images: it is said that they are left out.
     **dict.fromkeys((".svg", ".psd", ".eps", ".dng", ".cr2", ".cr3", ".nef", ".arw"), "another program's"),
 }
-# Integer pixels say nothing of their range: it is taken to be the least of these that holds the largest value.
+# Integer pixels say nothing of their range, from black, 0, to white: 255, 4095 or 65535, the least that is not
+# exceeded.
 BIT_DEPTHS = (8, 12, 16)
 
 
@@ -46,28 +47,17 @@ def _decoders() -> list[str]:
 
 
 def read_file(path: str | os.PathLike) -> bytes:
-    """The content of a regular file.
-
-    Raises:
-        OSError: it cannot be read, or is a pipe or a device, which might never end.
-    """
-    with open(path, "rb", opener=_open_without_waiting) as file:
+    """The content of a regular file. Pipes and devices, which might never end, raise OSError."""
+    without_waiting = getattr(os, "O_NONBLOCK", 0)
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | without_waiting)) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError("it is no regular file")
         return file.read()
 
 
-def _open_without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-
-
 def open_image(source: bytes | Path, *, smallest: bool = False) -> Image.Image:
-    """An image in mode RGB, from the path or the content of its file. `smallest`: as few pixels as its format can
-    decode.
-
-    Raises:
-        Exception: of any kind; a decoder raises whatever it stumbles over in a damaged file.
-    """
+    """An image in mode RGB, from the path or the content of its file; `smallest`: of as few pixels as its format can
+    decode. Raises anything: a decoder raises whatever it stumbles over in a damaged file."""
     content = source if isinstance(source, bytes) else read_file(source)
     try:
         opened = Image.open(io.BytesIO(content), formats=_decoders())
@@ -81,13 +71,7 @@ def open_image(source: bytes | Path, *, smallest: bool = False) -> Image.Image:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """The image as it is meant to be seen, in mode RGB: upright, on white where it is transparent, integers brought to
-    8 bits.
-
-    Integer pixels count from black, 0, to white: 255, 4095 or 65535, the least of these that is not exceeded.
-
-    Raises:
-        ValueError: the pixels have no agreed range, as floats have none.
-    """
+    8 bits. Floats, which have no agreed range, raise ValueError."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
         values = np.asarray(image)

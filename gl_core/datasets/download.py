@@ -37,8 +37,8 @@ def fetch(url: str, path: Path, checksum: str) -> None:
 
     Args:
         url: where it is published.
-        path: where it goes; nothing is downloaded if the file of that checksum is there.
-        checksum: "sha256:..." or "md5:...".
+        path: where it goes; nothing is downloaded if the file of that checksum, "sha256:..." or "md5:...", is there.
+        checksum: of the published file.
 
     Raises:
         ConnectionError: it cannot be had, or not to its end.
@@ -102,16 +102,16 @@ class _Download:
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
         with get(url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
             # Nothing lies beyond the end: whole, if the end is where the server says.
-            if answer.status_code == 416 and answer.headers.get("Content-Range", "").endswith(f"/{start}"):
+            beyond = answer.status_code == 416
+            if beyond and answer.headers.get("Content-Range", "").endswith(f"/{start}"):
                 return True
-            if answer.status_code == 416:
+            if not beyond:
+                answer.raise_for_status()
+            if answer.status_code != 206:  # too much was there, or the server sends it all again
                 file.truncate(0)
                 file.seek(0)
+            if beyond:
                 return False
-            answer.raise_for_status()
-            if answer.status_code != 206:  # the server sends it all again
-                file.truncate(0)
-                file.seek(0)
             bar.reset(file.tell() + int(answer.headers.get("Content-Length", 0)) or None)
             bar.update(file.tell())
             for block in answer.iter_content(BLOCK):

@@ -28,20 +28,13 @@ def load(
     """The images of all splits. They are decoded once to see whether they can be, and known from then on.
 
     Args:
-        root: the folder or archive.
+        root: the folder or archive; must hold at least two classes of at least two images each.
         train_classes: names of the classes to train on, or a text file with one name a line; all others are the test.
-
-    Raises:
-        FileNotFoundError: `root` or the text file is missing.
-        ValueError: `root` does not hold at least two classes of at least two images each, or `train_classes` names a
-            class twice, or one that is not there, or all of them.
     """
     files = open_files(existing(root, EXPECTED))
     classes, left_out = images_by_class(files)
-    left_out |= {
-        name: f"the image cannot be read: {reason}"
-        for name, reason in files.undecodable(progress=sys.stderr.isatty()).items()
-    }
+    undecodable = files.undecodable(progress=sys.stderr.isatty())
+    left_out |= {name: f"the image cannot be read: {reason}" for name, reason in undecodable.items()}
     classes = {name: of for name, of in classes.items() if name not in left_out}
     counts = Counter(classes.values())
     left_out |= {name: f"its class {of} has no other image" for name, of in classes.items() if counts[of] == 1}
@@ -63,10 +56,7 @@ def load(
 def images_by_class(files: ImageFiles, expected: str = EXPECTED) -> tuple[dict[str, str], dict[str, str]]:
     """The class of each image, which is the folder it is in; and what is left out, and why.
 
-    Images lie in `class/image`, or all in one folder around that.
-
-    Raises:
-        ValueError: none do; says what is `expected`.
+    Images lie in `class/image`, or all in one folder around that; if none do, a ValueError says what is `expected`.
     """
     parts = {name: PurePosixPath(name).parts for name in files.names}
     if not parts:
@@ -78,34 +68,26 @@ def images_by_class(files: ImageFiles, expected: str = EXPECTED) -> tuple[dict[s
     if depth not in depths:
         name = files.names[0]
         where = "is in no folder that would be its class" if len(parts[name]) == 1 else "lies too deep"
-        raise ValueError(
-            f"root={files.root}: {printable(name)} {where}: must be {expected}, at most with one folder around it all"
-        )
-    faults = {
-        name: "it is in no folder that would be its class" if len(part) < depth else "it lies deeper than its class"
-        for name, part in parts.items()
-        if len(part) != depth
-    }
+        wanted = f"must be {expected}, at most with one folder around it all"
+        raise ValueError(f"root={files.root}: {printable(name)} {where}: {wanted}")
+    stray, deep = "it is in no folder that would be its class", "it lies deeper than its class"
+    faults = {name: stray if len(part) < depth else deep for name, part in parts.items() if len(part) != depth}
     return {name: part[-2] for name, part in parts.items() if len(part) == depth}, files.left_out | faults
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(map(printable, names[:10])) + (", ..." if len(names) > 10 else "")
 
 
 def _chosen(train_classes: Sequence[str] | str | os.PathLike, names: list[str]) -> list[str]:
     if isinstance(train_classes, (str, os.PathLike)):
         path = Path(train_classes).expanduser()
         if not path.is_file():
-            raise FileNotFoundError(
-                f"train_classes={path}: must be names of classes, or a text file with one name a line"
-            )
-        lines = path.read_text(encoding="utf-8").splitlines()
-        train_classes = [line.strip() for line in lines if line.strip()]
+            message = f"train_classes={path}: must be names of classes, or a text file with one name a line"
+            raise FileNotFoundError(message)
+        lines = map(str.strip, path.read_text(encoding="utf-8").splitlines())
+        train_classes = list(filter(None, lines))
     chosen = sorted(train_classes)
     for name in chosen:
         if name not in names:
-            raise ValueError(f"train_classes: {name!r} is no class: must be among {_some(names)}")
+            some = ", ".join(map(printable, names[:10])) + (", ..." if len(names) > 10 else "")
+            raise ValueError(f"train_classes: {name!r} is no class: must be among {some}")
         if chosen.count(name) > 1:
             raise ValueError(f"train_classes: {name!r} is there twice")
     if not 0 < len(chosen) < len(names):

@@ -14,11 +14,10 @@ if need be), otherwise in the user's cache. Where nothing can be written they ar
 """
 
 import contextlib
-import io
 import os
 import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,25 +49,24 @@ def load(
         size: pixels of a side, 12 or more.
         seed: of the deformations, 0 or more.
         half: half of the classes; the name is then glyphs_half.
-
-    Raises:
-        ValueError: `root` is a file, or `size` or `seed` is out of its range.
     """
     _checks.count("size", size, least=SMALLEST)
     _checks.count("seed", seed, least=0)
-    if root is not None and Path(root).is_file():
+    folder = cache_folder() if root is None else Path(root).expanduser()
+    if root is not None and Path(root).expanduser().is_file():
         raise ValueError(f"root={root}: must be a folder, in which the images are kept")
     version = f"{size}px-seed{seed}-v{lettering.DRAWING}"
-    folder = cache_folder() if root is None else Path(root).expanduser()
     if folder is None:
         return _dataset(half, version, **_drawn(size, seed))
-    path = folder / f"glyphs-{version}-{_libraries()}.npz"
+    # The pixels may depend on these libraries besides this code.
+    libraries = "-".join(f"{name}{metadata.version(name)}" for name in ("matplotlib", "numpy"))
+    path = folder / f"glyphs-{version}-{libraries}.npz"
     found = _read(path, size)
     if found is None:
         found = _drawn(size, seed)
         # Keeping it is a convenience: a full or read-only disk is no reason to fail.
-        with contextlib.suppress(OSError):
-            _write(path, found)
+        with contextlib.suppress(OSError), atomic_write(path) as file:
+            np.savez_compressed(file, images=found["images"], groups=found["groups"], typefaces=found["typefaces"])
     return _dataset(half, version, **found)
 
 
@@ -90,28 +88,21 @@ def _drawn(size: int, seed: int) -> dict[str, np.ndarray]:
 def _dataset(
     half: bool, version: str, images: np.ndarray, groups: np.ndarray, typefaces: np.ndarray
 ) -> RetrievalDataset:
-    groups, typefaces = groups.tolist(), typefaces.tolist()
-    classes = list(dict.fromkeys(groups))
-    scripts = {group: lettering.script(group[0]) for group in classes}
-    paths = [
-        f"{scripts[group]}/{ord(group[0]):04X}/{typeface}" for group, typeface in zip(groups, typefaces, strict=True)
+    script = {group: lettering.script(group[0]) for group in groups.tolist()}
+    # (path, class, typeface, script, letters) of each image
+    rows = [
+        (f"{script[group]}/{ord(group[0]):04X}/{typeface}", group[0], typeface, script[group], group)
+        for group, typeface in zip(groups.tolist(), typefaces.tolist(), strict=True)
     ]
-    source = Drawings("glyphs", version, paths, images)
-    train = [group for group in classes if scripts[group] == "Latin"]
-    test = [group for group in classes if scripts[group] != "Latin"]
+    source = Drawings("glyphs", version, [row[0] for row in rows], images)
+    train = [group[0] for group in script if script[group] == "Latin"]
+    test = [group[0] for group in script if script[group] != "Latin"]
     if half:
         train, test = train[: len(train) // 2], test[: len(test) // 2]
     chosen = {*train, *test}
-    kept = [i for i, group in enumerate(groups) if group in chosen]
-    table, class_names = tabulate(
-        [paths[i] for i in kept],
-        [groups[i][0] for i in kept],
-        [group[0] for group in train],
-        [group[0] for group in test],
-        typeface=[typefaces[i] for i in kept],
-        script=[scripts[groups[i]] for i in kept],
-        letters=[groups[i] for i in kept],
-    )
+    paths, classes, *columns = zip(*(row for row in rows if row[1] in chosen), strict=True)
+    named = dict(zip(("typeface", "script", "letters"), columns, strict=True))
+    table, class_names = tabulate(paths, classes, train, test, **named)
     return RetrievalDataset("glyphs_half" if half else "glyphs", table, class_names, source)
 
 
@@ -134,18 +125,9 @@ class Drawings:
     def digests(self, paths: Sequence[str]) -> list[str]:
         return [self.version] * len(paths)
 
-    def at(self, paths: Iterable[str]) -> UInt8[np.ndarray, "m h w"]:
-        """The pixels of all these images."""
-        return self.images[[self.position[path] for path in paths]]
-
-
-def _libraries() -> str:
-    """The versions of what the pixels may depend on besides this code."""
-    return "-".join(f"{name}{metadata.version(name)}" for name in ("matplotlib", "numpy"))
-
 
 def _read(path: Path, size: int) -> dict[str, np.ndarray] | None:
-    """What `_write` wrote; None if there is nothing or it is damaged."""
+    """What was kept; None if there is nothing or it is damaged."""
     try:
         # Opened here, because numpy leaves a damaged file open.
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
@@ -154,10 +136,3 @@ def _read(path: Path, size: int) -> dict[str, np.ndarray] | None:
         return None
     images = found["images"]
     return found if images.shape == (len(found["groups"]), size, size) and images.dtype == np.uint8 else None
-
-
-def _write(path: Path, found: dict[str, np.ndarray]) -> None:
-    content = io.BytesIO()
-    np.savez_compressed(content, images=found["images"], groups=found["groups"], typefaces=found["typefaces"])
-    with atomic_write(path) as file:
-        file.write(content.getvalue())

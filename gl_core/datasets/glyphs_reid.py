@@ -43,15 +43,12 @@ def load(
         size: pixels of a side, 12 or more.
         seed: of the deformations of what is trained on and of the queries, 0 or more; the gallery's is the next.
         half: train on half of the letters, the name is then glyphs_reid_half.
-
-    Raises:
-        ValueError: `root` is a file, or `size` or `seed` is out of its range.
     """
     _checks.count("seed", seed, least=0)
     letters, others = (glyphs.load(root, size=size, seed=number) for number in (seed, seed + 1))
     table = letters.table  # the others' is the same
     drawings = [cast(glyphs.Drawings, dataset.images) for dataset in (letters, others)]
-    first, second = (drawing.at(table["path"]) for drawing in drawings)
+    first, second = (drawing.images[[drawing.position[path] for path in table["path"]]] for drawing in drawings)
 
     tested = (table["split"] == "test").to_numpy()
     train = ~tested & (table["label"] < table["label"][~tested].nunique() // (2 if half else 1)).to_numpy()

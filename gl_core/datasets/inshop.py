@@ -24,20 +24,14 @@ PARTS = ("train", "query", "gallery")
 
 
 def load(root: str | os.PathLike | None = None) -> RetrievalDataset:
-    """The images of both splits.
-
-    Raises:
-        ValueError: there is no `root`, or files are of another form.
-        FileNotFoundError: one is missing.
-    """
+    """The images of both splits."""
     folder, layout = find_layout(root, EXPECTED, [FLAT, NESTED])
     path = folder / (FLAT, NESTED)[layout][0]
     # The number of images, then image_name item_id evaluation_status
     paths, items, statuses = read_columns(path, 3, header=2)
     parts = np.array(statuses)
-    unknown = ~np.isin(parts, PARTS)
-    if unknown.any():
-        raise ValueError(f"{path}: {str(parts[unknown][0])!r} is no part: must be one of {', '.join(PARTS)}")
+    if unknown := set(statuses) - set(PARTS):
+        raise ValueError(f"{path}: {min(unknown)!r} is no part: must be one of {', '.join(PARTS)}")
     is_train = parts == "train"
     names = np.array(items)
     train, test = (np.unique(names[chosen]).tolist() for chosen in (is_train, ~is_train))

@@ -21,7 +21,7 @@ __all__ = ["DRAWING", "TYPEFACES", "Outline", "alike", "deform", "draw", "outlin
 # The version of the drawings: raise it when anything in this module changes what they look like.
 DRAWING = 1
 
-# The text faces among matplotlib's typefaces; the others hold symbols only, or no script but Latin.
+# Those of matplotlib's typefaces that hold more than symbols and Latin.
 TYPEFACES = (
     *("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique"),
     *("DejaVuSansMono", "DejaVuSansMono-Bold", "DejaVuSansMono-Oblique", "DejaVuSansMono-BoldOblique"),
@@ -67,8 +67,7 @@ def script(letter: str) -> str:
 def outlines() -> dict[str, dict[str, Outline]]:
     """The letters that enough of the typefaces have, each with its outline by typeface: centre at 0, longer side 1.
 
-    Letters that Unicode composes of others (with accents, ligatures, superscripts) are left out: they differ from their
-    base in a few pixels.
+    Not those that Unicode composes of others, such as with accents: they differ from their base in a few pixels.
     """
     fonts = {typeface: _font(typeface) for typeface in TYPEFACES}
     typefaces: dict[str, list[str]] = {}
@@ -85,8 +84,8 @@ def outlines() -> dict[str, dict[str, Outline]]:
 
 
 def _font(typeface: str) -> "FT2Font":
-    matplotlib = require("matplotlib", extra="train")
-    file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{typeface}.ttf"
+    data = require("matplotlib", extra="train").get_data_path()
+    file = Path(data) / "fonts" / "ttf" / f"{typeface}.ttf"
     font = require("matplotlib.font_manager", extra="train").get_font(str(file))
     # Outlines are fitted to whole pixels: in letters so large, that changes nothing to be seen.
     font.set_size(1000, 72)
@@ -124,16 +123,11 @@ def alike(letters: dict[str, dict[str, Outline]]) -> list[str]:
     bound = np.where(lower[:, None] == lower, SAME_IN_OTHER_CASE, SAME)
     twins = distance < bound * typefaces
     # Likeness is passed on: every letter takes the least number among its twins until nothing changes.
-    group = np.arange(len(names))
-    while True:
-        least = np.where(twins, group, len(names)).min(axis=1)
-        if (least == group).all():
-            break
-        group = least
-    groups = ["".join(np.array(names)[group == number]) for number in np.unique(group)]
-    return sorted(
-        ("".join(sorted(group, key=_latin_first)) for group in groups), key=lambda group: _latin_first(group[0])
-    )
+    group, before = np.arange(len(names)), np.empty(0)
+    while not np.array_equal(group, before):
+        group, before = np.where(twins, group, len(names)).min(axis=1), group
+    groups = [sorted(np.array(names)[group == number].tolist(), key=_latin_first) for number in np.unique(group)]
+    return ["".join(letters) for letters in sorted(groups, key=lambda letters: _latin_first(letters[0]))]
 
 
 def _latin_first(letter: str) -> tuple[bool, str]:
@@ -178,11 +172,8 @@ def draw(outlines: Iterable[tuple[Outline, float]], size: int) -> UInt8[np.ndarr
 
 
 def deform(path: Outline, size: int, random: np.random.Generator) -> tuple[Outline, float]:
-    """A random variation of a letter somewhere in an image of `size` pixels, as `draw` takes it.
-
-    Bent by waves about as long as the letter, turned, sheared, scaled, drawn with a wider pen, moved. Moves do most
-    against a comparison of pixels and least to the letter.
-    """
+    """A random variation of a letter somewhere in an image of `size` pixels, as `draw` takes it: bent by waves about as
+    long as the letter, turned, sheared, scaled, drawn with a wider pen, moved."""
     vertices = path.vertices
     # Two waves along each axis, of any direction and phase.
     direction, phase = random.uniform(-1, 1, (2, 2, 2)), random.uniform(0, 1, (2, 2))

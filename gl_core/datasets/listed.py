@@ -38,9 +38,8 @@ class Cropped:
         return self.images.where(path)
 
     def digests(self, paths: Sequence[str]) -> list[str]:
-        return [
-            f"{digest} {self.boxes.get(path)}" for path, digest in zip(paths, self.images.digests(paths), strict=True)
-        ]
+        digests = self.images.digests(paths)
+        return [f"{digest} {self.boxes.get(path)}" for path, digest in zip(paths, digests, strict=True)]
 
 
 def find_layout(
@@ -48,15 +47,8 @@ def find_layout(
 ) -> tuple[Path, int]:
     """The folder in which all paths of a layout exist, and the number of that layout.
 
-    Args:
-        root: where the user says that the data set is.
-        expected: what must be there, in words.
-        layouts: paths that belong together, below a folder.
-        folders: tried in turn, below the root.
-
-    Raises:
-        ValueError: there is no root.
-        FileNotFoundError: no layout is complete; names what is missing from the likeliest.
+    `expected` says in words what must be there; `folders` below the root are tried in turn. Raises FileNotFoundError,
+    which names what is missing from the likeliest layout.
     """
     root = existing(root, expected)
     missing: list[tuple[bool, int, list[str]]] = []
@@ -66,18 +58,14 @@ def find_layout(
             if not lacking:
                 return root / folder, number
             # A layout of which something is there is likelier the one that was meant.
-            missing.append(
-                (len(lacking) == len(layout), len(missing), [str(PurePosixPath(folder, p)) for p in lacking])
-            )
+            named = [str(PurePosixPath(folder, path)) for path in lacking]
+            missing.append((len(lacking) == len(layout), len(missing), named))
     raise FileNotFoundError(f"root={root}: lacks {', '.join(min(missing)[2])}; it must be {expected}")
 
 
 def read_columns(path: Path, count: int, header: int = 0) -> list[list[str]]:
-    """The columns of a text file whose lines hold `count` words, after `header` other lines; the last may hold spaces.
-
-    Raises:
-        ValueError: a line holds fewer words, or there is none; names file and line.
-    """
+    """The columns of a text file whose lines hold `count` words, after `header` other lines; the last may hold
+    spaces."""
     rows = []
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):

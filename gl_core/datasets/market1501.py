@@ -21,11 +21,6 @@ EXPECTED = f"the folder that holds Market-1501-v15.09.15/ with {', '.join(FOLDER
 
 
 def load(root: str | os.PathLike | None = None) -> RetrievalDataset:
-    """The images of both splits, with the column `camera`.
-
-    Raises:
-        ValueError: there is no `root`, or files are of another form.
-        FileNotFoundError: one is missing.
-    """
+    """The images of both splits, with the column `camera`."""
     folder, _ = find_layout(root, EXPECTED, [FOLDERS], ["Market-1501-v15.09.15", "."])
     return from_folders("market1501", folder)

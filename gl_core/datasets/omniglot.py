@@ -29,20 +29,13 @@ DRAWERS = 20
 
 
 def load(root: str | os.PathLike | None = None) -> RetrievalDataset:
-    """The images of both splits.
-
-    Raises:
-        FileNotFoundError: `root` or a part is missing.
-        ValueError: a part is not as published.
-        ConnectionError: it cannot be downloaded.
-    """
+    """The images of both splits."""
     folder = _downloaded() if root is None else existing(root, EXPECTED)
     images = _Images(folder)
     train = {path: _character(path) for path in images.files if path.startswith(TRAIN)}
-    known = set(map(_alphabet, train.values()))
-    test = {path: _character(path) for path in images.files if path.startswith(TEST)}
+    known = set(map(_alphabet, train))
     # The second part repeats some alphabets of the first.
-    test = {path: character for path, character in test.items() if _alphabet(character) not in known}
+    test = {path: _character(path) for path in images.files if path.startswith(TEST) and _alphabet(path) not in known}
     characters = train | test
     train_classes, test_classes = sorted(set(train.values())), sorted(set(test.values()))
     found = (len(train_classes), len(test_classes))
@@ -51,8 +44,7 @@ def load(root: str | os.PathLike | None = None) -> RetrievalDataset:
             f"root={folder}: holds {len(characters)} images of {found[0]} and {found[1]} characters: must be "
             f"{EXPECTED}, {DRAWERS} images of each of {CHARACTERS[0]} and {CHARACTERS[1]} characters"
         )
-    alphabets = [_alphabet(character) for character in characters.values()]
-    columns = {"alphabet": alphabets, "group": alphabets}
+    columns = dict.fromkeys(("alphabet", "group"), [_alphabet(path) for path in characters])
     table, class_names = tabulate(list(characters), list(characters.values()), train_classes, test_classes, **columns)
     return RetrievalDataset("omniglot", table, class_names, images)
 
@@ -62,8 +54,8 @@ def _character(path: str) -> str:
     return "/".join(path.split("/")[1:3])
 
 
-def _alphabet(character: str) -> str:
-    return character.split("/")[0]
+def _alphabet(path: str) -> str:
+    return path.split("/")[1]
 
 
 class _Images(ImageFiles):

@@ -18,7 +18,7 @@ from gl_core._files import atomic_write
 from gl_core.datasets.base import RetrievalDataset
 from gl_core.datasets.version import data_version
 
-__all__ = ["PackedImages", "find_packs", "open_pack", "pack", "pack_bytes", "verify"]
+__all__ = ["PackedImages", "find_packs", "open_pack", "pack", "verify"]
 
 FORMAT = "gl_core pack 2"
 HEADER = 4096
@@ -46,19 +46,13 @@ def find_packs(root: Path, dataset: RetrievalDataset) -> tuple[dict[tuple[int, i
     for path in sorted(root.glob(f"{dataset.name}-*x*.pack")):
         try:
             opened = open_pack(path)
+            if opened.data_version != data_version(dataset):
+                raise ValueError(f"it was made from other images or labels: {AGAIN}")
         except (OSError, ValueError) as error:
             unused[path.name] = f"is not used: {error}"
-            continue
-        if opened.data_version == data_version(dataset):
-            packs[opened.array.shape[1:3]] = opened
         else:
-            unused[path.name] = f"is not used: it was made from other images or labels: {AGAIN}"
+            packs[opened.array.shape[1:3]] = opened
     return packs, unused
-
-
-def pack_bytes(dataset: RetrievalDataset, height: int, width: int) -> int:
-    """The bytes that the images of a pack take."""
-    return len(dataset) * height * width * 3
 
 
 def pack(
@@ -70,12 +64,7 @@ def pack(
     *,
     progress: bool = False,
 ) -> None:
-    """Write all images of a data set, as `decode` makes them, to `path`.
-
-    Raises:
-        ValueError: an image cannot be read; names it.
-        OSError: the file cannot be written.
-    """
+    """Write all images of a data set, as `decode` makes them, to `path`."""
     from tqdm import tqdm
 
     version, digest, n = data_version(dataset), hashlib.sha256(), len(dataset)
@@ -89,37 +78,24 @@ def pack(
             bar.update(len(rows))
         if data_version(dataset) != version:
             raise ValueError(f"{dataset!r} changed while it was packed: {AGAIN}")
-        header = {
-            "format": FORMAT,
-            "data_version": version,
-            "shape": [n, height, width, 3],
-            "sha256": digest.hexdigest(),
-        }
+        shape = [n, height, width, 3]
+        header = {"format": FORMAT, "data_version": version, "shape": shape, "sha256": digest.hexdigest()}
         file.seek(0)
         file.write(json.dumps(header).encode().ljust(HEADER - 1) + b"\n")
 
 
 def open_pack(path: Path) -> PackedImages:
-    """A pack, its images mapped into memory.
-
-    Raises:
-        ValueError: the file is no pack, is of another version or is cut off; `verify` reads all of it.
-    """
+    """A pack, its images mapped into memory; ValueError if it is none, of another version or cut off."""
     header = _header(path)
     return PackedImages(path, np.memmap(path, np.uint8, "r", HEADER, tuple(header["shape"])), header["data_version"])
 
 
 def verify(path: Path) -> None:
-    """Read all of a pack.
-
-    Raises:
-        ValueError: its content is not what was written.
-    """
-    header, digest = _header(path), hashlib.sha256()
+    """Read all of a pack; ValueError if its content is not what was written."""
+    header = _header(path)
     with path.open("rb") as file:
         file.seek(HEADER)
-        while block := file.read(2**20):
-            digest.update(block)
+        digest = hashlib.file_digest(file, "sha256")
     if digest.hexdigest() != header["sha256"]:
         raise ValueError(f"{path}: is damaged (its checksum is another): {AGAIN}")
 

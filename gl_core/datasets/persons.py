@@ -17,11 +17,7 @@ NAME = re.compile(r"(-1|\d+)_c(\d+)")
 
 
 def from_folders(name: str, folder: Path) -> RetrievalDataset:
-    """The data set of three folders, whose files are named by person and camera.
-
-    Raises:
-        ValueError: an image has another name.
-    """
+    """The data set of three folders, whose files are named by person and camera."""
     paths, persons, cameras, parts = [], [], [], []
     left_out: dict[str, str] = {}
     for part in FOLDERS:
@@ -49,20 +45,7 @@ def from_parts(
     images: ImageSource,
     **columns: Sequence[Any],
 ) -> RetrievalDataset:
-    """The data set of images of persons.
-
-    Args:
-        name: of the data set.
-        paths: of the images.
-        persons: whom each shows; "-1" is junk.
-        cameras: which camera took each, from 1.
-        parts: one of `FOLDERS` for each.
-        images: where they come from.
-        columns: what else is known of each.
-
-    Raises:
-        ValueError: junk outside the gallery, or a person who is trained on and tested.
-    """
+    """The data set of images of persons ("-1" is junk), taken by cameras (from 1), in parts (each one of `FOLDERS`)."""
     for path, person, part in zip(paths, persons, parts, strict=True):
         if person == "-1" and part != FOLDERS[2]:
             raise ValueError(f"{images.where(path)}: is junk (person -1), which only a gallery may hold")

@@ -21,12 +21,7 @@ EXPECTED = f"the folder that holds Stanford_Online_Products/ with {' and '.join(
 
 
 def load(root: str | os.PathLike | None = None) -> RetrievalDataset:
-    """The images of both splits.
-
-    Raises:
-        ValueError: there is no `root`, or files are of another form.
-        FileNotFoundError: one is missing.
-    """
+    """The images of both splits."""
     folder, _ = find_layout(root, EXPECTED, [LISTS], ["Stanford_Online_Products", "."])
     # image_id class_id super_class_id path
     (_, train, _, train_paths), (_, test, _, test_paths) = (read_columns(folder / name, 4, header=1) for name in LISTS)

@@ -109,8 +109,8 @@ class ImageStore:
         indices = [list(batch) for batch in indices]
         decoded = self._loaded(indices) if self.workers else _threaded(self._pictures, indices)
         for batch, images in zip(indices, decoded, strict=True):
-            index = devices.send(torch.as_tensor(batch), self.labels.device)
-            yield devices.send(images, self.labels.device), self.labels[index]
+            there = devices.send(torch.as_tensor(batch), self.labels.device)
+            yield devices.send(images, self.labels.device), self.labels[there]
 
     def _decode_all(self, device: torch.device, progress: bool) -> UInt8[Tensor, "n 3 h w"]:
         from tqdm import tqdm
@@ -184,10 +184,10 @@ def _stack(arrays: list[UInt8[np.ndarray, "h w 3"]]) -> UInt8[Tensor, "n 3 h w"]
 def _threaded(pictures: _Pictures, indices: list) -> Iterator[UInt8[Tensor, "n 3 h w"]]:
     """Decoded batches; while one is used the next is decoded. Threads suffice, as PIL decodes outside the GIL."""
     with ThreadPoolExecutor() as threads:
-        waiting = [threads.submit(pictures.array, i) for i in indices[0]] if len(indices) else []
-        for following in [*indices[1:], []] if len(indices) else []:
-            arrays = [future.result() for future in waiting]
-            waiting = [threads.submit(pictures.array, i) for i in following]
+        waiting = threads.map(pictures.array, indices[0] if indices else [])
+        for following in [*indices[1:], []] if indices else []:
+            arrays = list(waiting)
+            waiting = threads.map(pictures.array, following)
             yield _stack(arrays)
 
 

@@ -8,7 +8,6 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -34,22 +33,21 @@ def unpack(archive: Path, folder: Path, most_bytes: int) -> None:
     aside = folder / f".{archive.name}.unpacking"
     shutil.rmtree(aside, ignore_errors=True)  # of an attempt that was cut off
     aside.mkdir(parents=True)
+    left = most_bytes
     try:
-        left = most_bytes
-        with ExitStack() as stack:
-            for name, content in _members(archive, stack):
-                path = PurePosixPath(name.replace("\\", "/"))
-                if not path.parts or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
-                    raise ValueError(f"{archive}: {name!r} leads out of the folder: the archive is refused")
-                target = aside / path
-                target.parent.mkdir(parents=True, exist_ok=True)
-                # The announced size may lie, so what is written is counted.
-                with target.open("wb") as file:
-                    while block := content.read(min(2**20, left + 1)):
-                        left -= len(block)
-                        if left < 0:
-                            raise ValueError(f"{archive}: unpacks to more than {most_bytes} bytes: is refused")
-                        file.write(block)
+        for name, content in (_zipped if zipfile.is_zipfile(archive) else _tarred)(archive):
+            path = PurePosixPath(name.replace("\\", "/"))
+            if not path.parts or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+                raise ValueError(f"{archive}: {name!r} leads out of the folder: the archive is refused")
+            target = aside / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            # The announced size may lie, so what is written is counted.
+            with content, target.open("wb") as file:
+                while block := content.read(min(2**20, left + 1)):
+                    left -= len(block)
+                    if left < 0:
+                        raise ValueError(f"{archive}: unpacks to more than {most_bytes} bytes: is refused")
+                    file.write(block)
         unpacked = sorted(path.name for path in aside.iterdir())
         for name in unpacked:
             if os.path.lexists(folder / name):
@@ -62,20 +60,19 @@ def unpack(archive: Path, folder: Path, most_bytes: int) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _members(archive: Path, stack: ExitStack) -> Iterator[tuple[str, IO[bytes]]]:
-    if zipfile.is_zipfile(archive):
-        opened = stack.enter_context(zipfile.ZipFile(archive))
+def _zipped(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
+    with zipfile.ZipFile(archive) as opened:
         for member in opened.infolist():
-            kind = stat.S_IFMT(member.external_attr >> 16)
-            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+            if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
                 raise ValueError(f"{archive}: {member.filename!r} is a link or device: the archive is refused")
             if not member.is_dir():
-                with opened.open(member) as content:
-                    yield member.filename, content
-        return
-    tar = stack.enter_context(tarfile.open(archive, "r:*"))
-    for entry in tar:
-        if not (entry.isreg() or entry.isdir()):
-            raise ValueError(f"{archive}: {entry.name!r} is a link or device: the archive is refused")
-        if entry.isreg():
-            yield entry.name, tar.extractfile(entry) or io.BytesIO()
+                yield member.filename, opened.open(member)
+
+
+def _tarred(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
+    with tarfile.open(archive, "r:*") as opened:
+        for member in opened:
+            if not (member.isreg() or member.isdir()):
+                raise ValueError(f"{archive}: {member.name!r} is a link or device: the archive is refused")
+            if member.isreg():
+                yield member.name, opened.extractfile(member) or io.BytesIO()

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,11 +22,11 @@ from gl_core.datasets.cache import cache_folder
 if TYPE_CHECKING:
     from gl_core.datasets.base import RetrievalDataset
 
-__all__ = ["data_version", "file_state", "remembered"]
+__all__ = ["data_version", "file_state", "in_threads", "remembered"]
 
 # Nanoseconds within which a file system may give two writes the same time; FAT counts in twos of seconds.
 TICK = 2_000_000_000
-CHUNK = 4096
+CHUNK = 256
 
 
 def data_version(dataset: "RetrievalDataset") -> str:
@@ -60,14 +60,8 @@ def remembered(
 ) -> list[str]:
     """`compute(name)` of each file below `root`: of those whose state is new, a few at a time; of the others as it was.
 
-    Args:
-        topic: what is computed; what is remembered of one topic is nothing to another.
-        root: the folder or archive that holds the files.
-        names: of the files.
-        state: the state of a file, as `file_state` tells it. A file whose state cannot be had (OSError) is computed
-            always.
-        compute: must not raise.
-        progress: show a bar if it takes more than a moment.
+    Each `topic` is remembered by itself. A file whose `state` cannot be had (OSError) is always computed, and `compute`
+    must not raise. A bar shows `progress` if it takes more than a moment.
     """
     folder = cache_folder()
     key = hashlib.sha256(json.dumps([os.fsdecode(root.resolve()), topic, pillow]).encode()).hexdigest()[:32]
@@ -75,30 +69,32 @@ def remembered(
     known: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError, TypeError):
         known = {} if store is None else dict(json.loads(store.read_bytes()))
-    states: dict[str, list[int] | None] = {}
+    states: dict[str, list[int] | None] = dict.fromkeys(names)
     for name in names:
-        try:
+        with contextlib.suppress(OSError):
             states[name] = state(name)
-        except OSError:
-            states[name] = None
     new = [name for name, found in states.items() if found is None or known.get(name, [None])[0] != found]
     if not new:
         return [known[name][1] for name in names]
-
-    from tqdm import tqdm
-
-    with ThreadPoolExecutor() as threads, tqdm(total=len(new), unit=" images", delay=1, disable=not progress) as bar:
-        for start in range(0, len(new), CHUNK):
-            some = new[start : start + CHUNK]
-            # A file that was written a moment ago may change once more without its times telling so.
-            latest = time.time_ns() - TICK
-            for name, result in zip(some, threads.map(compute, some), strict=True):
-                found = states[name]
-                known[name] = [found if found is not None and max(found[1:3]) < latest else None, result]
-                bar.update()
-    results = [known[name][1] for name in names]
+    # A file that was written a moment ago may change once more without its times telling so.
+    latest = time.time_ns() - TICK
+    for name, result in zip(new, in_threads(compute, new, progress), strict=True):
+        found = states[name]
+        known[name] = [found if found is not None and max(found[1:3]) < latest else None, result]
+    answer = [known[name][1] for name in names]
     if store is not None:
         kept = {name: entry for name, entry in known.items() if entry[0] is not None}
         with contextlib.suppress(OSError), atomic_write(store) as file:
             file.write(json.dumps(kept).encode())
-    return results
+    return answer
+
+
+def in_threads(function: Callable[[str], Any], names: Sequence[str], progress: bool) -> Iterator[Any]:
+    """`function(name)` of each name. They are begun by chunks, so that an interrupt need not wait for all of them."""
+    from tqdm import tqdm
+
+    with ThreadPoolExecutor() as threads, tqdm(total=len(names), unit=" images", delay=1, disable=not progress) as bar:
+        for start in range(0, len(names), CHUNK):
+            for result in threads.map(function, names[start : start + CHUNK]):
+                yield result
+                bar.update()

@@ -45,15 +45,14 @@ def _list(options: argparse.Namespace) -> int:
     from gl_core.datasets.catalogue import CATALOGUE
 
     for name, entry in CATALOGUE.items():
-        total = f"{sum(entry.counts[part][0] for part in _own(entry.counts)):,} images" if entry.counts else ""
+        total = ""
+        if entry.counts:
+            train, query, gallery = (entry.counts[part] for part in ("train", "query", "gallery"))
+            # Queries that search each other are their own gallery.
+            total = f"{train[0] + query[0] + (gallery[0] if gallery != query else 0):,} images"
         access = "fetch" if entry.archive else "manual" if entry.steps else "nothing to do"
         print(f"{name:16} {entry.title:32} {total:15} {access:14} {entry.licence}")
     return 0
-
-
-def _own(counts: dict[str, tuple[int, int]]) -> list[str]:
-    """The parts that hold different images: queries that search each other are their own gallery."""
-    return ["train", "query"] if counts["query"] == counts["gallery"] else ["train", "query", "gallery"]
 
 
 def _folder(options: argparse.Namespace) -> Path:
@@ -75,13 +74,12 @@ def _fetch(options: argparse.Namespace) -> int:
         print(f"{entry.title} ({entry.licence})\n{entry.steps or 'Nothing to fetch.'}")
         print(f"Expected in {folder}: {entry.expected}\nThen: glbook data check {options.name} --root {folder}")
         return 0
-    archive = entry.archive
-    path = folder / archive.file
-    fetch(archive.url, path, f"md5:{archive.md5}")
+    path = folder / entry.archive.file
+    fetch(entry.archive.url, path, f"md5:{entry.archive.md5}")
     with locked(folder / f".{options.name}.lock"):
         if not (folder / entry.expected).is_dir():
             print(f"unpacking {path} ...", file=sys.stderr)
-            unpack(path, folder, archive.most_bytes)
+            unpack(path, folder, entry.archive.most_bytes)
     print(f"{entry.title} is in {folder}. Next: glbook data check {options.name} --root {folder}")
     return 0
 
@@ -111,18 +109,17 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _pack(options: argparse.Namespace) -> int:
-    from gl_core.datasets.packed import pack, pack_bytes
+    from gl_core.datasets.packed import pack
     from gl_core.datasets.store import ImageStore
 
     sides = options.size.split("x")
     if not 1 <= len(sides) <= 2 or not all(side.isdigit() and int(side) for side in sides):
-        raise ValueError(
-            f"--size {options.size}: must be pixels of a side, such as 256, or HEIGHTxWIDTH, such as 256x128"
-        )
+        wanted = "pixels of a side, such as 256, or HEIGHTxWIDTH, such as 256x128"
+        raise ValueError(f"--size {options.size}: must be {wanted}")
     height, width = int(sides[0]), int(sides[-1])
     dataset, folder = _loaded(options), _folder(options)
     path = folder / f"{options.name}-{height}x{width}.pack"
-    need, free = pack_bytes(dataset, height, width), shutil.disk_usage(folder if folder.is_dir() else os.curdir).free
+    need, free = len(dataset) * height * width * 3, shutil.disk_usage(folder if folder.is_dir() else os.curdir).free
     images = f"{len(dataset):,} images of {height} x {width} pixels"
     print(f"{path}: {need / 1e9:.2f} GB for {images}; {free / 1e9:.0f} GB are free")
     if need > free:

@@ -44,9 +44,9 @@ def test_the_cases_of_all_strategies():
     found = {(kind, name): each for kind, name, each in ablation.cases(ALL)}
     assert len(found) == 2 + 3 * len(GROUPS)
     for place, name in enumerate(GROUPS):
-        assert list(found["alone", name].parts()) == [name]
-        assert list(found["cumulative", name].parts()) == list(GROUPS)[: place + 1]
-        assert list(found["left out", name].parts()) == [other for other in GROUPS if other != name]
+        expected = [name], list(GROUPS)[: place + 1], [other for other in GROUPS if other != name]
+        for kind, names in zip(("alone", "cumulative", "left out"), expected, strict=True):
+            assert list(found[kind, name].parts()) == names
     assert found["all", "all"] == found["cumulative", "re-ranking"] == ALL and found["none", "none"] == Strategies()
     with pytest.raises(ValueError, match="magic"):
         ALL.only(["magic"])

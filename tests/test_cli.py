@@ -97,7 +97,7 @@ def test_kept_runs_go_to_the_tracked_folder(book, images):
 RUN = ["run", "training", "-p"]
 BAD = {
     "an unknown command": (["trian"], r"invalid choice: 'trian'"),
-    "an unknown chapter": (["run", "trainnig"], r"'trainnig': must be one of task, training; did you mean 'training'\?"),
+    "an unknown chapter": (["run", "trainnig"], r"'trainnig': must be one of task, training; did you mean 'training'"),
     "an unknown parameter": ([*RUN, "epoch", "3"], r"epoch: chapter 'training' has no such parameter"),
     "a parameter given twice": ([*RUN, "seed", "1", "-p", "seed", "2"], r"-p seed: is given twice"),
     "a value out of range": ([*RUN, "temperature", "-1"], r"temperature=-1(\.0)?: must be a number above 0"),

@@ -11,7 +11,6 @@ import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -48,18 +47,11 @@ class Parameter:
 
     def check(self, value: Any) -> Any:
         """The value with the declared type. Raises ValueError, naming name, value and type, if it is of another."""
+        declared = self.type | None if self.default is None and self.type is not Any else self.type
         try:
-            return self._adapter.validate_python(value)
+            return TypeAdapter(declared, config=ConfigDict(strict=True, allow_inf_nan=False)).validate_python(value)
         except ValidationError:
-            raise ValueError(refusal(self.name, value, self._declared)) from None
-
-    @property
-    def _declared(self) -> Any:
-        return self.type | None if self.default is None and self.type is not Any else self.type
-
-    @cached_property
-    def _adapter(self) -> TypeAdapter:
-        return TypeAdapter(self._declared, config=ConfigDict(strict=True, allow_inf_nan=False))
+            raise ValueError(refusal(self.name, value, declared)) from None
 
 
 def parameters(chapter: str) -> dict[str, Parameter]:
@@ -144,10 +136,8 @@ def check_parameters(chapter: str, given: Mapping[str, Any]) -> dict[str, Any]:
     declared = parameters(chapter)
     for name in given:
         if name not in declared:
-            known = ", ".join(declared) or "none"
-            raise ValueError(
-                f"{name}: chapter {chapter!r} has no such parameter; it has {known}{did_you_mean(name, declared)}"
-            )
+            known = (", ".join(declared) or "none") + did_you_mean(name, declared)
+            raise ValueError(f"{name}: chapter {chapter!r} has no such parameter; it has {known}")
     checked = {name: declared[name].check(value) for name, value in given.items()}
     settings = {name: parameter.default for name, parameter in declared.items()} | checked
     if "dataset" in settings:

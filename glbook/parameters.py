@@ -60,13 +60,12 @@ def parameters(chapter: str) -> dict[str, Parameter]:
     tagged = (cell for cell in notebook["cells"] if "parameters" in cell["metadata"].get("tags", []))
     lines = ast.parse("".join(next(tagged, {"source": ""})["source"])).body
     known = vars(builtins) | vars(typing)
-    return {
-        line.target.id: Parameter(
-            line.target.id, eval(ast.unparse(line.annotation), dict(known)), ast.literal_eval(line.value)
-        )
-        for line in lines
-        if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.value is not None
-    }
+    found = {}
+    for line in lines:
+        if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.value is not None:
+            declared = eval(ast.unparse(line.annotation), dict(known))
+            found[line.target.id] = Parameter(line.target.id, declared, ast.literal_eval(line.value))
+    return found
 
 
 def parse_value(text: str, parameter: Parameter) -> Any:

@@ -79,9 +79,8 @@ def find_browser() -> str:
     names = (os.environ.get("CHROMIUM"), *BROWSERS)
     path = next(filter(None, (shutil.which(name) for name in names if name)), None)
     if path is None:
-        raise FileNotFoundError(
-            "no Chromium is here: `make browser` installs it or says how; CHROMIUM=/path names another"
-        )
+        hint = "`make browser` installs it or says how; CHROMIUM=/path names another"
+        raise FileNotFoundError(f"no Chromium is here: {hint}")
     return path
 
 

@@ -14,14 +14,12 @@ __all__ = ["add_results", "all_runs", "as_text", "results"]
 
 def add_results(parser: argparse.ArgumentParser) -> None:
     """Give the parser of `glbook results` its arguments."""
-    parser.add_argument(
-        "--root", type=a_path, metavar="DIR", help="a folder of records (data/results and _build/results)"
-    )
+    folder = "a folder of records (data/results and _build/results)"
+    parser.add_argument("--root", type=a_path, metavar="DIR", help=folder)
     for name in ("chapter", "dataset", "method"):
         parser.add_argument(f"--{name}", metavar="NAME", help=f"only runs of this {name}")
-    parser.add_argument(
-        "--purpose", choices=("final", "tuning", "trial"), help="only runs made for this; trials are not kept"
-    )
+    purposes = "only runs made for this; trials are not kept"
+    parser.add_argument("--purpose", choices=("final", "tuning", "trial"), help=purposes)
     parser.add_argument("--format", choices=("table", "csv"), default="table", help="csv has every setting and metric")
 
 

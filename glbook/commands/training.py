@@ -28,9 +28,8 @@ def add_train(parser: argparse.ArgumentParser) -> None:
         "-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
         help="a parameter; may be given several times",
     )  # fmt: skip
-    parser.add_argument(
-        "--keep", choices=("final", "tuning"), help="put the records into data/results, for this purpose"
-    )
+    kept = "put the records into data/results, for this purpose"
+    parser.add_argument("--keep", choices=("final", "tuning"), help=kept)
 
 
 def run(options: argparse.Namespace) -> int:

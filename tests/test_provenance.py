@@ -17,12 +17,6 @@ from gl_core.training.config import Config
 from glbook import cli, notebooks, provenance, runs, statistics
 
 
-@pytest.fixture
-def kept(tmp_path):
-    keep_some(tmp_path)
-    return tmp_path
-
-
 def test_the_banner_of_one_live_run():
     text = provenance.banner(record(3)).data
     assert text.startswith("> **Live result**")
@@ -37,18 +31,19 @@ def test_the_banner_of_one_live_run():
         assert fact in provenance.banner(record(**changed)).data
 
 
-def test_the_banner_of_several_runs(kept):
-    text = provenance.banner(runs.recorded(dataset="omniglot", root=kept)).data
+def test_the_banner_of_several_runs(tmp_path):
+    keep_some(tmp_path)
+    text = provenance.banner(runs.recorded(dataset="omniglot", root=tmp_path)).data
     facts = ["**Recorded result**", "4 runs", "group_loss, cross_entropy", "seeds 0, 1, 2, 5", "3 min on a CPU"]
     for fact in [*facts, "2026-03-01 to 2026-03-06", "run-0", "run-1", "run-2", "ce"]:
         assert fact in text
-    assert "No recorded result" in provenance.banner(runs.recorded(dataset="folder", root=kept)).data
+    assert "No recorded result" in provenance.banner(runs.recorded(dataset="folder", root=tmp_path)).data
     for live in ([record(0), record(1)], runs.as_table([record(0), record(1)])):
         text = provenance.banner(live).data
         assert text.startswith("> **Live result**") and "2 runs" in text
 
 
-def test_a_configuration_stands_for_what_a_page_computes_without_a_record():
+def test_the_banner_of_what_a_page_computes_without_a_record():
     config = Config.resolve(dataset="omniglot", method="cross_entropy", seed=4, device="cpu")
     text = provenance.banner(config).data
     assert text.startswith("> **Live result**") and "omniglot; cross_entropy · seed 4" in text

@@ -78,7 +78,10 @@ def parse_value(text: str, parameter: Parameter) -> Any:
     >>> parse_value("2011", Parameter("data_root", str, None))
     '2011'
     """
-    if parameter.optional and text.lower() in ("none", "null") and not (text == "none" and _is_word(parameter)):
+    from gl_core.training.config import Config
+
+    is_word = isinstance(getattr(Config, parameter.name, None), str)
+    if parameter.optional and text.lower() in ("none", "null") and not (text == "none" and is_word):
         return None
     if parameter.type is not Any and parameter.accepts(text):
         return text
@@ -144,10 +147,3 @@ def check_parameters(chapter: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
         Config.from_parameters(settings)
     return checked
-
-
-def _is_word(parameter: Parameter) -> bool:
-    """Whether a parameter sets a string of the configuration that is never None, whatever a chapter's default is."""
-    from gl_core.training.config import Config
-
-    return isinstance(getattr(Config, parameter.name, None), str)

@@ -35,12 +35,10 @@ class Ablation:
 def cases(strategies: Strategies, candidates: Strategies | None = None) -> list[tuple[str, str, Strategies]]:
     """The cases of an ablation: kind, name of the strategy, settings.
 
-    The kinds are "none"; "alone"; "cumulative", the strategies in their order up to this one; "left out", all but this
-    one; and "all".
-
     Args:
-        strategies: those that take part are the ones that are on.
-        candidates: those that are on here are measured alone; `strategies` if not given.
+        strategies: those that are on take part: in the kinds "cumulative" (all in their order up to this one), "left
+            out" (all but this one) and "all".
+        candidates: those that are on are measured "alone"; `strategies` if not given.
 
     >>> [(kind, name) for kind, name, _ in cases(Strategies(mirror=True))]  # doctest: +NORMALIZE_WHITESPACE
     [('none', 'none'), ('alone', 'mirror averaging'), ('cumulative', 'mirror averaging'),
@@ -79,11 +77,8 @@ def ablate(
     rows = []
     for kind, name, each in cases(strategies, candidates):
         if each not in known:
-            known[each] = measure(each)
-        metrics, seconds = known[each]
-        rows.append(
-            {"kind": kind, "strategy": name, "settings": each.as_dict(), "metrics": metrics, "seconds": seconds}
-        )
+            known[each] = dict(zip(("metrics", "seconds"), measure(each), strict=True))
+        rows.append({"kind": kind, "strategy": name, "settings": each.as_dict()} | known[each])
     return rows
 
 
@@ -96,10 +91,9 @@ def run(
     (`gl_core.inference.selection`). 2. Train on all training classes, as `gl_core.training.run` does.
     3. Measure every case on the test classes.
 
-    The record is that of the second training, its metrics those of the plain embedding, with two parts more:
-    "ablation", the rows of `ablate`; and "search", with the chosen settings ("strategies"), the best of every strategy,
-    kept or not, which are measured alone ("candidates"), the rows that led to them ("tried") and the plain metrics on
-    the held-out classes ("metrics").
+    The record is that of the second training, with two parts more: "ablation", the rows of `ablate`; and "search", with
+    the chosen settings ("strategies"), the best of every strategy, kept or not, which are measured alone
+    ("candidates"), the rows that led to them ("tried") and the plain metrics on the held-out classes ("metrics").
 
     Args:
         config: that of both trainings; must evaluate on the test classes.
@@ -117,9 +111,8 @@ def run(
     records.results_folder(keep)  # a word that is none is better refused before anything is trained
     started = time.monotonic()
     if strategies is None:
-        fitted = training.run(
-            dataclasses.replace(config, evaluate_on="held_out"), chapter="inference", progress=progress
-        )
+        held_out = dataclasses.replace(config, evaluate_on="held_out")
+        fitted = training.run(held_out, chapter="inference", progress=progress)
         strategies, tried = choose_hyperparameters(fitted.model, _evaluated(fitted.config, fitted.model, progress))
         candidates = best_of_each(tried)
         search = {"tried": tried, "metrics": fitted.metrics}
@@ -129,9 +122,8 @@ def run(
     trained = training.run(config, chapter="inference", progress=progress)
     rows = ablate(trained.model, _evaluated(config, trained.model, progress), strategies, candidates)
 
-    record = records.new_record(
-        chapter="inference", config=config.as_dict(), device=trained.record["device"], keep=keep
-    )
+    device = trained.record["device"]
+    record = records.new_record(chapter="inference", config=config.as_dict(), device=device, keep=keep)
     record |= {name: trained.record[name] for name in ("metrics", "untrained", "history", "selection")}
     record |= {"search": search, "ablation": rows, "wall_time_s": round(time.monotonic() - started, 1)}
     return Ablation(strategies, trained.model, record, records.write_record(record))

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from gl_core._files import write_atomically
 from gl_core.training import records
-from glbook import fingerprint, notebooks, processes
+from glbook import chapters, fingerprint, notebooks, processes
 
-__all__ = ["PageError", "build", "only_one"]
+__all__ = ["PageError", "build", "jupyter_book", "only_one"]
 
 # More chapters at a time than this would need more memory than many machines have: each takes 1.5 GB.
 MOST_AT_A_TIME = 4
@@ -44,14 +44,14 @@ def build() -> Path:
     root = records.project_root()
     pages, html = root / "_build" / "book", root / "_build" / "html"
     with only_one(root):
-        _mirror(notebooks.sources(), pages)
+        _mirror(chapters.sources(), pages)
         _execute(_changed(root, pages), pages)
         sources = [*fingerprint.files(pages), root / "_config.yml", *fingerprint.source_files()]
         contents = [f"{path.name}\n{fingerprint.hashed(path.read_bytes())}" for path in sources]
         state = fingerprint.hashed(*contents, *fingerprint.package_versions())
         mark = html / ".built-from"
         if not mark.is_file() or mark.read_text() != state:
-            _make_pages(root, pages, html)
+            _make_pages(root, html)
             mark.write_text(state)
     return html / "index.html"
 
@@ -77,8 +77,8 @@ def only_one(root: Path) -> Iterator[None]:
 def _changed(root: Path, pages: Path) -> dict[str, str]:
     """The chapters that must be executed, and their keys; the others are brought up to date in their prose."""
     changed, around = {}, fingerprint.surroundings(root)
-    for chapter in notebooks.names():
-        source, executed = json.loads(notebooks.find(chapter).read_text("utf-8")), pages / f"{chapter}.ipynb"
+    for chapter in chapters.names():
+        source, executed = json.loads(chapters.find(chapter).read_text("utf-8")), pages / f"{chapter}.ipynb"
         key = fingerprint.chapter_key(source, around)
         if _key(executed) == key:
             _say(f"{chapter}: unchanged")
@@ -100,7 +100,7 @@ def _key(executed: Path) -> str | None:
 def _take_prose(chapter: str, executed: Path) -> None:
     """Give an executed chapter the present prose of its source; its code cells are the same, and keep their outputs."""
     before = executed.read_text("utf-8")
-    made, source = json.loads(before), json.loads(notebooks.find(chapter).read_text("utf-8"))
+    made, source = json.loads(before), json.loads(chapters.find(chapter).read_text("utf-8"))
     code = [cell for cell in made["cells"] if cell["cell_type"] == "code"]
     outputs = iter(cell["outputs"] for cell in code if "injected-parameters" not in cell["metadata"].get("tags", []))
     for cell in source["cells"]:
@@ -111,20 +111,20 @@ def _take_prose(chapter: str, executed: Path) -> None:
         write_atomically(executed, after.encode())
 
 
-def _execute(chapters: dict[str, str], pages: Path) -> None:
+def _execute(keys: dict[str, str], pages: Path) -> None:
     """Execute chapters, several at a time; the first that fails ends all."""
-    if not chapters:
+    if not keys:
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(cores, len(chapters), MOST_AT_A_TIME)
-    _say(f"executing {len(chapters)} chapters, {workers} at a time")
+    workers = min(cores, len(keys), MOST_AT_A_TIME)
+    _say(f"executing {len(keys)} chapters, {workers} at a time")
     pool = ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(os.getpid(), cores // workers)
     )
     with pool:
         # The long ones first, so that none is left to run alone at the end.
-        longest = sorted(chapters, key=lambda chapter: -notebooks.find(chapter).stat().st_size)
-        jobs = [pool.submit(_execute_one, chapter, chapters[chapter], pages) for chapter in longest]
+        longest = sorted(keys, key=lambda chapter: -chapters.find(chapter).stat().st_size)
+        jobs = [pool.submit(_execute_one, chapter, keys[chapter], pages) for chapter in longest]
         try:
             for done, job in enumerate(as_completed(jobs), 1):
                 chapter, seconds = job.result()
@@ -149,16 +149,20 @@ def _execute_one(chapter: str, key: str, pages: Path) -> tuple[str, float]:
     return chapter, time.monotonic() - started
 
 
-def _make_pages(root: Path, pages: Path, html: Path) -> None:
+def jupyter_book(root: Path, aside: Path, *options: str) -> int:
+    """Make pages of the executed chapters in the folder `aside`; the exit status. Warnings come on standard error."""
+    shutil.rmtree(aside, ignore_errors=True)
+    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build"]
+    command += [root / "_build" / "book", "--path-output", aside, "--config", root / "_config.yml", "-q", *options]
+    # What it says besides is where the pages lie before they are moved.
+    return subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode
+
+
+def _make_pages(root: Path, html: Path) -> None:
     """Pages from executed chapters, all of them anew: a page's navigation depends on the others' titles."""
     _say("making pages")
     aside = root / "_build" / "jupyter-book"
-    shutil.rmtree(aside, ignore_errors=True)
-    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", pages]
-    command += ["--path-output", aside, "--config", root / "_config.yml", "-q", "-W", "-n", "--keep-going"]
-    # Warnings come on standard error; the rest tells where the pages lie before they are moved.
-    done = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
+    if jupyter_book(root, aside, "-W", "-n", "--keep-going"):
         raise PageError("the pages could not be made without warnings; they are listed above")
     shutil.rmtree(html, ignore_errors=True)
     (aside / "_build" / "html").rename(html)

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["cited", "labels", "reference_list", "to_roles"]
 
-DIRECTIVE = "```{bibliography}\n:filter: docname in docnames\n```"
 REFERENCES = "## References\n\n"
 # What looks like a citation, whether the work is known or not: [Name, 2003] and Name [2003], but no link and no code.
 _LIKE_ONE = re.compile(r"(?<!\w)\[([^\W\d][^\[\]$]*, \d{4})\](?![(\[])|([\w.'-]+) \[(\d{4})\](?![(\[])")
@@ -30,7 +29,9 @@ def labels(path: Path) -> dict[str, str]:
     """How each work of a .bib file is cited, "Zhou et al., 2003", and its key; ValueError if two are cited alike."""
     found: dict[str, str] = {}
     for key, entry in _entries(path).items():
-        label = f"{_people(entry)}, {entry.fields['year']}"
+        names = _surnames(entry)
+        people = f"{names[0]} et al." if len(names) > 2 else " and ".join(names)
+        label = f"{people}, {entry.fields['year']}"
         if label in found:
             raise ValueError(f"{path}: {found[label]} and {key} would both be cited as [{label}]")
         found[label] = key
@@ -52,7 +53,7 @@ def cited(text: str, known: Mapping[str, str]) -> list[str]:
 def to_roles(text: str, known: Mapping[str, str]) -> str:
     """A Markdown text with its citations as roles, and the directive in place of its list of references."""
     if text.startswith(REFERENCES):
-        return REFERENCES + DIRECTIVE
+        return REFERENCES + "```{bibliography}\n:filter: docname in docnames\n```"
     groups, textual = _patterns(tuple(known))
     text = groups.sub(lambda found: f"{{cite}}`{','.join(known[label] for label in found[1].split('; '))}`", text)
     return textual.sub(lambda found: f"{{cite:t}}`{known[f'{found[1]}, {found[2]}']}`", text)
@@ -94,19 +95,13 @@ def _surnames(entry: "Entry") -> list[str]:
     return [_plain(" ".join(person.prelast_names + person.last_names)) for person in entry.persons["author"]]
 
 
-def _people(entry: "Entry") -> str:
-    names = _surnames(entry)
-    return f"{names[0]} et al." if len(names) > 2 else " and ".join(names)
-
-
 def _described(entry: "Entry") -> str:
     names, fields = _surnames(entry), entry.fields
     authors = ", ".join(names[:-1]) + " and " + names[-1] if len(names) > 1 else names[0]
     place = next((fields[name] for name in ("journal", "booktitle", "publisher", "school") if name in fields), None)
-    volume = fields.get("volume")
     parts = [f"{authors}, {fields['year']}: *{_plain(fields['title'])}*"]
     if place:
-        parts.append(_plain(place) + (f" {volume}" if volume else ""))
+        parts.append(f"{_plain(place)} {fields.get('volume', '')}".strip())
     if "note" in fields:
         parts.append(_plain(fields["note"]))
     whole = ". ".join(part.rstrip(".") for part in parts) + "."

@@ -6,6 +6,7 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib.metadata import version
 
 from glbook.commands import data, pages, results, search, short, sweep, training
 
@@ -60,14 +61,6 @@ class _Parser(argparse.ArgumentParser):
         raise SystemExit(_stop(f"{message} (see `{self.prog} --help`)", BAD_INPUT))
 
 
-class _Version(argparse.Action):
-    def __call__(self, *_) -> None:
-        from importlib.metadata import version
-
-        print(f"glbook {version('gl_core')}")
-        raise SystemExit(0)
-
-
 GOES_ON = "interrupted; the same command goes on"
 AFTER_EPOCH = f"{GOES_ON} after the last finished epoch"
 # Name, function, what adds its arguments, what it does, what is said on Ctrl-C.
@@ -86,10 +79,9 @@ COMMANDS = (
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="glbook", description="Run the chapters of the Group Loss book, list results, build the book."
-    )
-    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    about = "Run the chapters of the Group Loss book, list results, build the book."
+    parser = _Parser(prog="glbook", description=about)
+    parser.add_argument("--version", action="version", version=f"glbook {version('gl_core')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, function, add_arguments, text, interrupted in COMMANDS:
         added = commands.add_parser(name, help=text, description=text)

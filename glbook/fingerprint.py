@@ -10,21 +10,13 @@ import hashlib
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-__all__ = [
-    "chapter_key",
-    "files",
-    "hashed",
-    "imported",
-    "modules_behind",
-    "package_versions",
-    "source_files",
-    "surroundings",
-]
+__all__ = ["chapter_key", "files", "hashed", "package_versions", "source_files", "surroundings"]
 
 FOLDER = Path(__file__).resolve().parents[1]
 PACKAGES = ("gl_core", "glbook")
@@ -113,10 +105,8 @@ def package_versions() -> list[str]:
     named = [line for line in metadata.requires("gl_core") or [] if not re.search(r"extra == .test", line)]
     found = []
     for name in sorted({match[0] for line in named if (match := re.match(r"[\w.-]+", line))}):
-        try:
+        with suppress(metadata.PackageNotFoundError):
             found.append(f"{name} {metadata.version(name)}")
-        except metadata.PackageNotFoundError:
-            continue
     return found
 
 

@@ -10,21 +10,10 @@ from typing import Any
 
 from gl_core._files import write_atomically
 from glbook import processes
-from glbook.chapters import find, lean, names, sources
-from glbook.parameters import Parameter, check_parameters, parameters, parse_value
+from glbook.chapters import find, lean
+from glbook.parameters import check_parameters, parameters, parse_value
 
-__all__ = [
-    "ChapterError",
-    "Parameter",
-    "check_parameters",
-    "execute",
-    "find",
-    "lean",
-    "names",
-    "parameters",
-    "parse_value",
-    "sources",
-]
+__all__ = ["ChapterError", "check_parameters", "execute", "lean", "parameters", "parse_value"]
 
 
 class ChapterError(RuntimeError):
@@ -63,7 +52,7 @@ def execute(
         chapter: its name.
         given: parameters, see `check_parameters`.
         output: the executed notebook.
-        session: an identifier that the records written by the chapter carry (see `gl_core.training.records`).
+        session: an identifier that the chapter's records carry (see `gl_core.training.records`).
         stamp: what to write into the executed notebook's metadata, under "glbook".
         whole: execute all cells, not only those that `lean` keeps.
         progress: show the chapter's progress on standard error.
@@ -85,9 +74,8 @@ def execute(
     output.parent.mkdir(parents=True, exist_ok=True)
     aside = output.with_name(f".{os.getpid()}-{output.name}")
     if not whole:
-        shortened = lean(json.loads(source.read_text(encoding="utf-8")))
+        aside.write_text(json.dumps(lean(json.loads(source.read_text(encoding="utf-8")))), encoding="utf-8")
         source = aside
-        source.write_text(json.dumps(shortened), encoding="utf-8")
     relay = _Relay(sys.stderr) if progress else None
     error = None
     try:

@@ -11,7 +11,6 @@ import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -48,18 +47,11 @@ class Parameter:
 
     def check(self, value: Any) -> Any:
         """The value with the declared type. Raises ValueError, naming name, value and type, if it is of another."""
+        declared = self.type | None if self.default is None and self.type is not Any else self.type
         try:
-            return self._adapter.validate_python(value)
+            return TypeAdapter(declared, config=ConfigDict(strict=True, allow_inf_nan=False)).validate_python(value)
         except ValidationError:
-            raise ValueError(refusal(self.name, value, self._declared)) from None
-
-    @property
-    def _declared(self) -> Any:
-        return self.type | None if self.default is None and self.type is not Any else self.type
-
-    @cached_property
-    def _adapter(self) -> TypeAdapter:
-        return TypeAdapter(self._declared, config=ConfigDict(strict=True, allow_inf_nan=False))
+            raise ValueError(refusal(self.name, value, declared)) from None
 
 
 def parameters(chapter: str) -> dict[str, Parameter]:
@@ -68,13 +60,12 @@ def parameters(chapter: str) -> dict[str, Parameter]:
     tagged = (cell for cell in notebook["cells"] if "parameters" in cell["metadata"].get("tags", []))
     lines = ast.parse("".join(next(tagged, {"source": ""})["source"])).body
     known = vars(builtins) | vars(typing)
-    return {
-        line.target.id: Parameter(
-            line.target.id, eval(ast.unparse(line.annotation), dict(known)), ast.literal_eval(line.value)
-        )
-        for line in lines
-        if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.value is not None
-    }
+    found = {}
+    for line in lines:
+        if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.value is not None:
+            declared = eval(ast.unparse(line.annotation), dict(known))
+            found[line.target.id] = Parameter(line.target.id, declared, ast.literal_eval(line.value))
+    return found
 
 
 def parse_value(text: str, parameter: Parameter) -> Any:
@@ -87,7 +78,10 @@ def parse_value(text: str, parameter: Parameter) -> Any:
     >>> parse_value("2011", Parameter("data_root", str, None))
     '2011'
     """
-    if parameter.optional and text.lower() in ("none", "null") and not (text == "none" and _is_word(parameter)):
+    from gl_core.training.config import Config
+
+    is_word = isinstance(getattr(Config, parameter.name, None), str)
+    if parameter.optional and text.lower() in ("none", "null") and not (text == "none" and is_word):
         return None
     if parameter.type is not Any and parameter.accepts(text):
         return text
@@ -144,10 +138,8 @@ def check_parameters(chapter: str, given: Mapping[str, Any]) -> dict[str, Any]:
     declared = parameters(chapter)
     for name in given:
         if name not in declared:
-            known = ", ".join(declared) or "none"
-            raise ValueError(
-                f"{name}: chapter {chapter!r} has no such parameter; it has {known}{did_you_mean(name, declared)}"
-            )
+            known = (", ".join(declared) or "none") + did_you_mean(name, declared)
+            raise ValueError(f"{name}: chapter {chapter!r} has no such parameter; it has {known}")
     checked = {name: declared[name].check(value) for name, value in given.items()}
     settings = {name: parameter.default for name, parameter in declared.items()} | checked
     if "dataset" in settings:
@@ -155,10 +147,3 @@ def check_parameters(chapter: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
         Config.from_parameters(settings)
     return checked
-
-
-def _is_word(parameter: Parameter) -> bool:
-    """Whether a parameter sets a string of the configuration that is never None, whatever a chapter's default is."""
-    from gl_core.training.config import Config
-
-    return isinstance(getattr(Config, parameter.name, None), str)

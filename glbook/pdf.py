@@ -4,8 +4,6 @@ import functools
 import http.server
 import os
 import shutil
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,15 +12,7 @@ from pathlib import Path
 from gl_core.training import records
 from glbook import book
 
-__all__ = [
-    "BROWSERS",
-    "FORMULAS_ARE_SET",
-    "PICTURES_ARE_THERE",
-    "QUIET",
-    "find_browser",
-    "pages_of_a_folder",
-    "print_book",
-]
+__all__ = ["find_browser", "pages_of_a_folder", "print_book"]
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 # A browser that speaks to nobody but the pages' own server.
@@ -89,9 +79,8 @@ def find_browser() -> str:
     names = (os.environ.get("CHROMIUM"), *BROWSERS)
     path = next(filter(None, (shutil.which(name) for name in names if name)), None)
     if path is None:
-        raise FileNotFoundError(
-            "no Chromium is here: `make browser` installs it or says how; CHROMIUM=/path names another"
-        )
+        hint = "`make browser` installs it or says how; CHROMIUM=/path names another"
+        raise FileNotFoundError(f"no Chromium is here: {hint}")
     return path
 
 
@@ -116,16 +105,6 @@ def pages_of_a_folder(folder: Path) -> Iterator[str]:
 def _one_page(root: Path) -> Path:
     """All pages of the executed book in one; the folder that holds it."""
     aside = root / "_build" / "jupyter-book-paper"
-    shutil.rmtree(aside, ignore_errors=True)
-    command = [
-        sys.executable,
-        "-c",
-        "from jupyter_book.cli.main import main; main()",
-        "build",
-        root / "_build" / "book",
-    ]
-    command += ["--builder", "singlehtml", "--path-output", aside, "--config", root / "_config.yml", "-q"]
-    done = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
+    if book.jupyter_book(root, aside, "--builder", "singlehtml"):
         raise book.PageError("the pages could not be put together; the reason is above")
     return aside / "_build" / "singlehtml"

@@ -3,10 +3,10 @@
 UMAP draws images near each other that are neighbours in the embedding space. Nothing else on a map is meant: not the
 distance between groups, not their size, not the direction of the axes.
 
-Source: McInnes, Healy and Melville, "UMAP: Uniform Manifold Approximation and Projection for Dimension Reduction",
-2018.
+Source: McInnes, Healy and Melville, "UMAP: Uniform Manifold Approximation and Projection", 2018.
 """
 
+import contextlib
 import warnings
 from collections.abc import Sequence
 
@@ -60,8 +60,7 @@ def align(points: Rows, onto: Rows, *, scale: bool = True) -> Float[np.ndarray, 
 
         minimise  sum_i |s P_i Q + t - O_i|^2   over scale s > 0, orthogonal Q and shift t
 
-    The directions on a UMAP map mean nothing, so two maps of the same images may be laid over each other this way; the
-    shape of each stays as it was.
+    The directions on a UMAP map mean nothing, so two maps of the same images may be laid over each other this way.
 
     Args:
         points: what is moved, (n, 2).
@@ -97,16 +96,12 @@ def aligned_projections(
     """UMAP maps of the same images at several moments, each begun where the one before ended, then laid over it by
     `align`.
 
-    So an image that keeps its neighbours stays about where it was, and one that moves between two maps has new
-    neighbours. A map that is begun from another keeps what it can of it: the row of maps looks calmer than the
-    embeddings are.
+    So an image that keeps its neighbours stays about where it was, and one that moves has new neighbours. Each map
+    keeps what it can of the one before: the row of maps looks calmer than the embeddings are.
 
     Args:
         moments: vectors (n, d) of the same n images in the same order, at one moment or more; d may differ.
-        num_neighbours: as of `umap_projection`, like the other settings; the first map has its spectral start.
-        min_distance: see there.
-        metric: see there.
-        seed: see there.
+        num_neighbours: as of `umap_projection`, like `min_distance`, `metric` and `seed`.
 
     Raises:
         ValueError: if the moments do not hold the same number of rows or a setting is out of range.
@@ -185,11 +180,8 @@ def _rows(name: str, rows: Rows, dtype: type = np.float32) -> np.ndarray:
 def _import_umap():
     """UMAP, with the functions that take longest to compile compiled once a machine and not once a process."""
     umap = require("umap", extra="book")
-    compiled = umap.umap_
-    for function in (compiled.fast_knn_indices, compiled.smooth_knn_dist, compiled.compute_membership_strengths):
+    for name in ("fast_knn_indices", "smooth_knn_dist", "compute_membership_strengths"):
         # Other versions may have named or compiled them otherwise, and a folder for the cache may be missing.
-        try:
-            function.enable_caching()
-        except (AttributeError, RuntimeError):
-            continue
+        with contextlib.suppress(AttributeError, RuntimeError):
+            getattr(umap.umap_, name).enable_caching()
     return umap

@@ -26,13 +26,12 @@ ALWAYS_GIVEN = ("dataset", "method", "seed")
 
 
 def banner(source: "Config | Mapping[str, Any] | Sequence[Mapping[str, Any]] | pd.DataFrame") -> "Markdown":
-    """Where a result comes from, as a quoted paragraph: live or recorded, which runs, when, by which code, on what
-    device.
+    """Where a result comes from, as a quoted paragraph: live or recorded, which runs, when, by what code and device.
 
     Args:
-        source: a record, a list of records or their table (`glbook.runs.as_table`) for a live result; a table that was
-            read from files (`glbook.runs.recorded`, `matching`, `load_runs`) for a recorded one, an empty one if
-            nothing is recorded; a configuration for what a page computes without keeping a record.
+        source: a record, a list of records or their table (`glbook.runs.as_table`) for a live result; a table read
+            from files (`glbook.runs.recorded`, `matching`, `load_runs`), which may be empty, for a recorded one; a
+            configuration for what a page computes without keeping a record.
     """
     from IPython.display import Markdown
 
@@ -67,12 +66,10 @@ def banner(source: "Config | Mapping[str, Any] | Sequence[Mapping[str, Any]] | p
 
 
 def command(config: "Config | Mapping[str, Any]", *, chapter: str = "training", keep: str | None = "final") -> str:
-    """The shortest command that repeats a run: `glbook run` with the settings that differ from what the data set has
-    anyway.
+    """The shortest command that repeats a run: `glbook run` with the settings that differ from the data set's defaults.
 
     Args:
-        config: the configuration of the run; or a row of a table of runs, which then says chapter, purpose and number
-            of threads too.
+        config: of the run; or a row of a table of runs, which then says chapter, purpose and number of threads too.
         chapter: the chapter that is run.
         keep: "final", "tuning" or None, as for `glbook run --keep`.
 

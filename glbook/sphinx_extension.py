@@ -26,17 +26,14 @@ def _set_formulas(app: Any, what: str, name: str, obj: Any, options: Any, lines:
     lines[:] = written
 
 
-def _repair_roles(app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
-    """docutils calls the references a list whose entries are no list items."""
+def _repair_html(app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
+    """What docutils writes, as browsers and ARIA want it."""
     if "body" in context:
+        # It calls the references a list whose entries are no list items.
         body = context["body"].replace('<div role="list" class="citation-list">', '<div class="citation-list">')
-        context["body"] = re.sub(r' role="doc-(?:biblioentry|backlink)"', "", body)
-
-
-def _keep_spreads_together(app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
-    """No line ends within "84.0 ± 0.2", in narrow tables above all."""
-    if "body" in context:
-        context["body"] = re.sub(r"(?<=\d) ± (?=\d)", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}", context["body"])
+        body = re.sub(r' role="doc-(?:biblioentry|backlink)"', "", body)
+        # No line ends within "84.0 ± 0.2", in narrow tables above all.
+        context["body"] = re.sub(r"(?<=\d) ± (?=\d)", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}", body)
 
 
 def _link_citations(app: Any, docname: str, source: list[str]) -> None:
@@ -65,7 +62,6 @@ def setup(app: Any) -> dict[str, bool]:
     app.connect("source-read", _link_citations)
     # Before napoleon, which turns sections into fields.
     app.connect("autodoc-process-docstring", _set_formulas, priority=400)
-    app.connect("html-page-context", _repair_roles)
-    app.connect("html-page-context", _keep_spreads_together)
+    app.connect("html-page-context", _repair_html)
     app.connect("html-page-context", _open_previews_with_text, priority=400)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

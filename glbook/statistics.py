@@ -177,13 +177,8 @@ def _paired(own: "pd.Series", base: "pd.Series") -> dict[str, Any]:
     p = math.nan
     if len(shared) > 1:
         p = float(_t_test(shared).pvalue) if shared.any() else 1.0  # without any difference t is 0 / 0
-    return {
-        "difference": shared.mean(),
-        "margin": (high - low) / 2,
-        "seeds": len(shared),
-        "differences": shared.tolist(),
-        "p": p,
-    }
+    seeds = {"seeds": len(shared), "differences": shared.tolist()}
+    return {"difference": shared.mean(), "margin": (high - low) / 2} | seeds | {"p": p}
 
 
 def _t_test(values: Sequence[float]) -> Any:

@@ -3,9 +3,8 @@
 import dataclasses
 import sys
 
-import numpy as np
 import pytest
-from PIL import Image
+from stub_book import make_images
 
 from gl_core import inference, training
 from gl_core.inference.strategies import GROUPS, Strategies
@@ -18,14 +17,7 @@ ALL = Strategies(leaky_slope=0.5, mixed_pooling=0.5, mirror=True, beta=0.01, exp
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """Twelve classes of eight noisy images, each class of its own grey."""
-    root, random = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
-    for label in range(12):
-        (root / f"class{label:02}").mkdir()
-        for image in range(8):
-            pixels = 20 * label + random.normal(0, 30, (28, 28))
-            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / f"class{label:02}" / f"{image}.png")
-    return root
+    return make_images(tmp_path_factory.mktemp("pictures"), classes=12, images=8)
 
 
 @pytest.fixture
@@ -44,9 +36,9 @@ def test_the_cases_of_all_strategies():
     found = {(kind, name): each for kind, name, each in ablation.cases(ALL)}
     assert len(found) == 2 + 3 * len(GROUPS)
     for place, name in enumerate(GROUPS):
-        assert list(found["alone", name].parts()) == [name]
-        assert list(found["cumulative", name].parts()) == list(GROUPS)[: place + 1]
-        assert list(found["left out", name].parts()) == [other for other in GROUPS if other != name]
+        expected = [name], list(GROUPS)[: place + 1], [other for other in GROUPS if other != name]
+        for kind, names in zip(("alone", "cumulative", "left out"), expected, strict=True):
+            assert list(found[kind, name].parts()) == names
     assert found["all", "all"] == found["cumulative", "re-ranking"] == ALL and found["none", "none"] == Strategies()
     with pytest.raises(ValueError, match="magic"):
         ALL.only(["magic"])

@@ -1,7 +1,5 @@
 """What makes a chapter be executed again: what its outputs depend on, and nothing else."""
 
-import ast
-
 import pytest
 
 from glbook import fingerprint
@@ -30,11 +28,6 @@ def key(chapter=CHAPTER, around="") -> str:
     fingerprint._imports.cache_clear()
     fingerprint._meaning.cache_clear()
     return fingerprint.chapter_key(chapter, around)
-
-
-def test_modules_are_found_through_imports_and_names_that_are_loaded_when_asked_for(package):
-    names = fingerprint.imported(ast.parse("import ours.used, numpy"))
-    assert fingerprint.modules_behind(names) == ["ours", "ours.deeper", "ours.later", "ours.used"]
 
 
 def test_a_docstring_a_comment_and_what_is_not_imported_change_nothing(package):

@@ -17,46 +17,33 @@ from gl_core.training.config import Config
 from glbook import cli, notebooks, provenance, runs, statistics
 
 
-@pytest.fixture
-def kept(tmp_path):
-    keep_some(tmp_path)
-    return tmp_path
-
-
 def test_the_banner_of_one_live_run():
     text = provenance.banner(record(3)).data
     assert text.startswith("> **Live result**")
     for fact in ("`run-3`", "omniglot", "group_loss", "seed 3", "50 s on a CPU", "commit `012345678`", "2026-03-04"):
         assert fact in text
-    assert "on AMD EPYC, 1 thread ·" in provenance.banner(record() | {"device": "AMD EPYC, 1 threads"}).data
-    assert "on AMD EPYC, 16 threads ·" in provenance.banner(record() | {"device": "AMD EPYC, 16 threads"}).data
-    assert "commit `unknown`" in provenance.banner(record(commit=None)).data
+    for changed, fact in [
+        ({"device": "AMD EPYC, 1 threads"}, "on AMD EPYC, 1 thread ·"),
+        ({"device": "AMD EPYC, 16 threads"}, "on AMD EPYC, 16 threads ·"),
+        ({"commit": None}, "commit `unknown`"),
+        ({"commit": "0123456789abcdef-dirty"}, "`012345678 with local changes`"),
+    ]:
+        assert fact in provenance.banner(record(**changed)).data
 
 
-def test_the_banner_of_recorded_runs(kept):
-    text = provenance.banner(runs.recorded(dataset="omniglot", root=kept)).data
-    for fact in (
-        "**Recorded result**",
-        "4 runs",
-        "group_loss, cross_entropy",
-        "seeds 0, 1, 2, 5",
-        "2026-03-01 to 2026-03-06",
-    ):
+def test_the_banner_of_several_runs(tmp_path):
+    keep_some(tmp_path)
+    text = provenance.banner(runs.recorded(dataset="omniglot", root=tmp_path)).data
+    facts = ["**Recorded result**", "4 runs", "group_loss, cross_entropy", "seeds 0, 1, 2, 5", "3 min on a CPU"]
+    for fact in [*facts, "2026-03-01 to 2026-03-06", "run-0", "run-1", "run-2", "ce"]:
         assert fact in text
-    assert "3 min on a CPU" in text
-    assert all(run_id in text for run_id in ("run-0", "run-1", "run-2", "ce"))
-    assert "No recorded result" in provenance.banner(runs.recorded(dataset="folder", root=kept)).data
-
-
-def test_a_table_of_live_runs_is_live():
-    made = [record(0), record(1, commit="0123456789abcdef-dirty")]
-    for source in (made, runs.as_table(made)):
-        text = provenance.banner(source).data
+    assert "No recorded result" in provenance.banner(runs.recorded(dataset="folder", root=tmp_path)).data
+    for live in ([record(0), record(1)], runs.as_table([record(0), record(1)])):
+        text = provenance.banner(live).data
         assert text.startswith("> **Live result**") and "2 runs" in text
-        assert "`012345678`" in text and "`012345678 with local changes`" in text
 
 
-def test_a_configuration_stands_for_what_a_page_computes_without_a_record():
+def test_the_banner_of_what_a_page_computes_without_a_record():
     config = Config.resolve(dataset="omniglot", method="cross_entropy", seed=4, device="cpu")
     text = provenance.banner(config).data
     assert text.startswith("> **Live result**") and "omniglot; cross_entropy · seed 4" in text
@@ -104,6 +91,7 @@ def test_the_command_of_a_configuration_runs_that_configuration(chosen):
     line = provenance.command(config)
     assert configuration_of(line) == config
     assert line.startswith("glbook run training -p dataset ") and line.endswith(" --keep final")
+    assert provenance.command(config, keep=None) == line.removesuffix(" --keep final")
 
 
 def test_the_command_of_every_recorded_run_gives_its_configuration():
@@ -118,10 +106,12 @@ def test_the_options_of_a_loss_pass_through_the_shell():
     assert "loss_options" not in provenance.command(Config.resolve(method="proxy_anchor"))
 
 
-def test_a_command_runs_with_the_threads_of_the_record():
-    row = record(config=Config.resolve(dataset="omniglot").as_dict())
-    on_one = provenance.command(row | {"device": "AMD EPYC, 1 threads"})
-    assert on_one.startswith("OMP_NUM_THREADS=1 glbook run training ")
+def test_a_row_of_records_gives_threads_and_what_is_newer_than_the_record():
+    config = Config.resolve(dataset="omniglot", num_iterations=3)
+    older = {name: value for name, value in config.as_dict().items() if name != "num_anchors"}
+    row = record(config=older, device="AMD EPYC, 1 threads")
+    assert provenance.command(row).startswith("OMP_NUM_THREADS=1 glbook run training ")
+    assert configuration_of(provenance.command(row)) == config
     assert provenance.command(row | {"device": "NVIDIA H100"}).startswith("glbook run training ")
 
 
@@ -137,24 +127,10 @@ def test_every_sweep_of_the_book_plans_distinct_runs_that_can_be_commanded(path)
     assert len({config.seed for config in made}) >= 3, "without seeds there is no spread"
 
 
-def test_a_command_says_no_more_than_is_needed():
-    config = Config.resolve(dataset="cars196_half", num_anchors=3, seed=4)
-    assert provenance.command(config, keep=None) == (
-        "glbook run training -p dataset cars196_half -p method group_loss -p num_anchors 3 -p seed 4"
-    )
-
-
 def test_what_no_command_gives_is_named():
-    config = Config.resolve(dataset="cars196_half")
-    without = dataclasses.replace(config, classifier_learning_rate=None)
+    without = dataclasses.replace(Config.resolve(dataset="cars196_half"), classifier_learning_rate=None)
     with pytest.raises(ValueError, match="classifier_learning_rate=None: no command gives it"):
         provenance.command(without)
-
-
-def test_a_setting_newer_than_a_record_has_its_default_in_the_command():
-    config = Config.resolve(dataset="omniglot", num_iterations=3)
-    older = {name: value for name, value in config.as_dict().items() if name != "num_anchors"}
-    assert configuration_of(provenance.command(record(config=older))) == config
 
 
 def test_commands_are_listed_with_that_of_the_whole_sweep():

@@ -1,6 +1,6 @@
 """Docstrings and references on the pages."""
 
-from glbook.sphinx_extension import _keep_spreads_together, _repair_roles, _set_formulas
+from glbook.sphinx_extension import _repair_html, _set_formulas
 
 
 def processed(docstring: str) -> list[str]:
@@ -20,13 +20,7 @@ def test_sections_and_examples_stay_as_they_are():
     assert processed(docstring) == docstring.splitlines()
 
 
-def test_references_are_no_list_without_items():
-    context = {"body": '<div role="list" class="citation-list"><div id="x" role="doc-biblioentry">A</div></div>'}
-    _repair_roles(None, "page", "page.html", context, None)
-    assert context["body"] == '<div class="citation-list"><div id="x">A</div></div>'
-
-
-def test_no_line_ends_between_a_mean_and_its_spread():
-    context = {"body": '<td>84.0 ± 0.2</td><td>+1.1 ± 0.8</td><span class="s2">" ± "</span>'}
-    _keep_spreads_together(None, "page", "page.html", context, None)
-    assert context["body"] == '<td>84.0\xa0±\xa00.2</td><td>+1.1\xa0±\xa00.8</td><span class="s2">" ± "</span>'
+def test_references_are_no_list_without_items_and_no_line_ends_between_a_mean_and_its_spread():
+    context = {"body": '<div role="list" class="citation-list"><div role="doc-biblioentry">84.0 ± 0.2</div></div>" ± "'}
+    _repair_html(None, "page", "page.html", context, None)
+    assert context["body"] == '<div class="citation-list"><div>84.0\xa0±\xa00.2</div></div>" ± "'

@@ -14,14 +14,12 @@ __all__ = ["add_results", "all_runs", "as_text", "results"]
 
 def add_results(parser: argparse.ArgumentParser) -> None:
     """Give the parser of `glbook results` its arguments."""
-    parser.add_argument(
-        "--root", type=a_path, metavar="DIR", help="a folder of records (data/results and _build/results)"
-    )
+    folder = "a folder of records (data/results and _build/results)"
+    parser.add_argument("--root", type=a_path, metavar="DIR", help=folder)
     for name in ("chapter", "dataset", "method"):
         parser.add_argument(f"--{name}", metavar="NAME", help=f"only runs of this {name}")
-    parser.add_argument(
-        "--purpose", choices=("final", "tuning", "trial"), help="only runs made for this; trials are not kept"
-    )
+    purposes = "only runs made for this; trials are not kept"
+    parser.add_argument("--purpose", choices=("final", "tuning", "trial"), help=purposes)
     parser.add_argument("--format", choices=("table", "csv"), default="table", help="csv has every setting and metric")
 
 
@@ -33,10 +31,7 @@ def results(options: argparse.Namespace) -> int:
         if wanted is not None:
             table = table[table[name] == wanted]
     if options.format == "csv":
-        config = table["config"].apply(lambda config: config or {}).tolist()
-        import pandas as pd
-
-        settings = pd.DataFrame(config, index=table.index).drop(columns=["dataset", "method", "seed"], errors="ignore")
+        settings = _settings(table).drop(columns=["dataset", "method", "seed"], errors="ignore")
         plain = table.drop(columns=["config", "history", "selection", "versions"], errors="ignore")
         print(plain.join(settings.add_prefix("config.")).to_csv(index=False), end="")
     else:
@@ -64,16 +59,10 @@ def as_text(table: "pd.DataFrame") -> str:
     """One line a run: what tells runs apart, then the headline metrics, untrained and trained."""
     import pandas as pd
 
-    config = pd.DataFrame([dict(config or {}) for config in table["config"]], index=table.index)
-    columns = {
-        "created": table["created"].str.slice(0, 16),
-        "chapter": table["chapter"],
-        "dataset": table["dataset"],
-        "backbone": config.get("backbone"),
-        "method": table["method"],
-        "seed": table["seed"],
-        "purpose": table["purpose"],
-    }
+    config = _settings(table)
+    columns = {"created": table["created"].str.slice(0, 16)}
+    for name in ("chapter", "dataset", "backbone", "method", "seed", "purpose"):
+        columns[name] = table[name] if name in table else config.get(name)
     usual = {"dataset", "backbone", "method", "seed", "profile", "device"}
     for name in config.columns.difference(usual):
         if config[name].astype(str).nunique() > 1:
@@ -86,3 +75,10 @@ def as_text(table: "pd.DataFrame") -> str:
     columns["seconds"] = table["wall_time_s"].map("{:.0f}".format, na_action="ignore")
     shown = pd.DataFrame({name: column for name, column in columns.items() if column is not None}, index=table.index)
     return shown.astype(object).where(shown.notna(), "").to_string(index=False)
+
+
+def _settings(table: "pd.DataFrame") -> "pd.DataFrame":
+    """The configurations of runs, a column each setting."""
+    import pandas as pd
+
+    return pd.DataFrame([config or {} for config in table["config"]], index=table.index)

@@ -3,6 +3,7 @@
 import argparse
 import os
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +29,8 @@ def add_train(parser: argparse.ArgumentParser) -> None:
         "-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
         help="a parameter; may be given several times",
     )  # fmt: skip
-    parser.add_argument(
-        "--keep", choices=("final", "tuning"), help="put the records into data/results, for this purpose"
-    )
+    kept = "put the records into data/results, for this purpose"
+    parser.add_argument("--keep", choices=("final", "tuning"), help=kept)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -48,7 +48,8 @@ def run(options: argparse.Namespace) -> int:
     given = check_parameters(options.chapter, given)
     _check_machine_and_data(declared, given)
 
-    session = _session(options.chapter)
+    # Unlike that of any other run, also of one started in the same second.
+    session = f"{options.chapter}-{datetime.now():%Y%m%d-%H%M%S}-{os.urandom(3).hex()}"
     folder = records.project_root() / "_build" / "runs" if options.output is None else options.output
     notebook = notebooks.execute(options.chapter, given, folder / f"{session}.ipynb", session=session)
     _report(notebook, session)
@@ -93,13 +94,6 @@ def _check_machine_and_data(declared: dict, given: dict[str, Any]) -> None:
     devices.choose_device(settings.get("device") or "auto")
     if settings.get("dataset") is not None:
         datasets.load(settings["dataset"], settings.get("data_root"), "train")
-
-
-def _session(chapter: str) -> str:
-    """A name for this run that no other has, also among several started in the same second."""
-    from datetime import datetime
-
-    return f"{chapter}-{datetime.now():%Y%m%d-%H%M%S}-{os.urandom(3).hex()}"
 
 
 def _report(notebook: Path, session: str) -> None:

@@ -129,7 +129,6 @@ def embedding_scatter(
     *,
     images: Sequence | None = None,
     class_names: Sequence[str] | None = None,
-    image_size: float = 14.0,
     ax: Axes | None = None,
     title: str | None = None,
 ) -> Figure:
@@ -140,7 +139,6 @@ def embedding_scatter(
         labels: classes; beyond 56 of them colours and shapes come again.
         images: see `image_grid`.
         class_names: indexed by label; a legend names up to a dozen classes.
-        image_size: points of a side.
     """
     points, labels = as_array(points), as_array(labels)
     if points.ndim != 2 or points.shape[1] != 2:
@@ -156,7 +154,7 @@ def embedding_scatter(
         ax.scatter(*points[mine].T, color=colour, marker=marker, label=shortened(name), **style)
         if images is not None:
             for i in mine:
-                _thumbnail(ax, images[i], points[i], colour, image_size)
+                _thumbnail(ax, images[i], points[i], colour)
     ax.margins(0.06)
     ax.set(xticks=[], yticks=[])
     ax.grid(False)
@@ -192,10 +190,10 @@ def _corner_sign(ax: Axes, sign: str, colour: str) -> None:
     ax.text(0.97, 0.04, sign, transform=ax.transAxes, ha="right", va="bottom", fontsize=8, color="white", bbox=box)
 
 
-def _thumbnail(ax: Axes, image: Any, at: np.ndarray, colour: str, size: float) -> None:
+def _thumbnail(ax: Axes, image: Any, at: np.ndarray, colour: str) -> None:
     from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
     pixels = as_pixels(image)
-    picture = OffsetImage(pixels, zoom=size / max(pixels.shape[:2]), cmap="gray")
+    picture = OffsetImage(pixels, zoom=14 / max(pixels.shape[:2]), cmap="gray")
     frame = {"edgecolor": colour, "linewidth": 1.2, "boxstyle": "square,pad=0.02"}
     ax.add_artist(AnnotationBbox(picture, at, pad=0, bboxprops=frame))

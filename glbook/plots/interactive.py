@@ -1,13 +1,14 @@
 """Figures that the reader can move in the rendered book, and are still pictures wherever its scripts are not.
 
-The scripts lie in the book's `_static` folder. What they need is in the figure's own HTML, so nothing is fetched; the
-still picture inside is replaced when they start, and stays where they do not.
+The scripts lie in the book's `_static` folder. What they need is in the figure's own HTML, around a still picture that
+they replace when they start.
 """
 
 import base64
 import html
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -22,11 +23,9 @@ from glbook.plots.style import as_array, panels, same_length
 if TYPE_CHECKING:
     from IPython.display import HTML
 
-__all__ = ["embedding_explorer", "embedding_film", "simplex_playground"]
+__all__ = ["embedding_explorer", "embedding_film", "film_strip", "simplex_playground"]
 
-# Iterations of the still picture, and those at which the playground starts.
-STILL_ITERATIONS = 3
-STILL_FRAMES = 4  # of a film
+STILL_ITERATIONS = 3  # of the still picture, and those at which the playground starts
 TILE = 32  # pixels of a side of an image on the sheet of all images
 
 
@@ -44,8 +43,7 @@ def simplex_playground(
 
     Args:
         similarity: (n, n).
-        assignments: where the images start, (n, 3). One-hot rows are anchors, drawn as squares, which stay where they
-            are.
+        assignments: where the images start, (n, 3). One-hot rows are anchors, drawn as squares, which stay.
         labels: 0, 1 or 2; they give each image its colour.
         names: what each image is called.
         corners: what the classes are called.
@@ -70,13 +68,8 @@ def simplex_playground(
         {"name": name, "label": int(label), "anchor": bool(row.max() == 1), "start": row.round(4).tolist()}
         for name, label, row in zip(names, labels, X, strict=True)
     ]
-    return _interactive(
-        "simplex",
-        {"corners": list(corners), "images": images, "similarity": W.round(4).tolist()},
-        still,
-        alt,
-        caption,
-    )
+    state = {"corners": list(corners), "images": images, "similarity": W.round(4).tolist()}
+    return _interactive("simplex", state, still, alt, caption)
 
 
 def embedding_explorer(
@@ -112,25 +105,15 @@ def embedding_explorer(
     for name in maps:
         same_length(f"maps[{name!r}]", maps[name], labels=labels, images=images, neighbours=neighbours[name])
     last = list(maps)[-1]
-    still = embedding_scatter(maps[last], labels, images=images, title=last)
-    if still.axes[0].get_legend():
-        still.axes[0].get_legend().remove()
-    columns = max(1, int(np.ceil(np.sqrt(len(labels)))))
-    shown = sorted(set(labels.tolist()))
-    state = {
-        "maps": {
-            name: {
-                "points": np.round(as_array(maps[name]).astype(float), 3).tolist(),
-                "neighbours": as_array(neighbours[name]).tolist(),
-            }
-            for name in maps
-        },
-        "labels": [shown.index(label) for label in labels.tolist()],
-        "names": [str(class_names[label]) for label in shown],
-        "sprite": _sheet(images, columns),
-        "tile": TILE,
-        "columns": columns,
+    still = _without_legend(embedding_scatter(maps[last], labels, images=images, title=last))
+    shown = {
+        name: {
+            "points": np.round(as_array(points).astype(float), 3).tolist(),
+            "neighbours": as_array(neighbours[name]).tolist(),
+        }
+        for name, points in maps.items()
     }
+    state = {"maps": shown} | _images(labels, class_names, images)
     return _interactive("explorer", state, still, alt, caption)
 
 
@@ -163,17 +146,7 @@ def embedding_film(
         raise ValueError(f"maps has shape {maps.shape}: must be (moments, images, 2)")
     same_length("maps", maps, titles=titles)
     same_length("maps[0]", maps[0], labels=labels, images=images)
-    shown = sorted(set(labels.tolist()))
-    columns = max(1, int(np.ceil(np.sqrt(len(labels)))))
-    state = {
-        "maps": np.round(maps, 2).tolist(),
-        "titles": list(titles),
-        "labels": [shown.index(label) for label in labels.tolist()],
-        "names": [str(class_names[label]) for label in shown],
-        "sprite": None if images is None else _sheet(images, columns),
-        "tile": TILE,
-        "columns": columns,
-    }
+    state = {"maps": np.round(maps, 2).tolist(), "titles": list(titles)} | _images(labels, class_names, images)
     return _interactive("film", state, film_strip(maps, titles=titles, labels=labels), alt, caption)
 
 
@@ -182,7 +155,7 @@ def film_strip(
     *,
     titles: Sequence[str],
     labels: Int[np.ndarray, " n"],
-    moments: int = STILL_FRAMES,
+    moments: int = 4,
 ) -> Figure:
     """Some moments of a film side by side, the first and the last among them, all on one scale."""
     chosen = np.unique(np.linspace(0, len(maps) - 1, moments).round().astype(int))
@@ -191,10 +164,15 @@ def film_strip(
     middle, reach = (low + high) / 2, 0.54 * (high - low).max()
     for ax, moment in zip(axes[0], chosen, strict=True):
         embedding_scatter(maps[moment], labels, ax=ax, title=titles[moment])
-        if ax.get_legend():
-            ax.get_legend().remove()
         ax.set(xlim=(middle[0] - reach, middle[0] + reach), ylim=(middle[1] - reach, middle[1] + reach))
         ax.title.set_fontsize(8.5)
+    return _without_legend(figure)
+
+
+def _without_legend(figure: Figure) -> Figure:
+    for ax in figure.axes:
+        if ax.get_legend():
+            ax.get_legend().remove()
     return figure
 
 
@@ -209,6 +187,19 @@ def _interactive(kind: str, state: dict, still: Figure, alt: str, caption: str) 
         f'<img class="still" alt="{html.escape(alt, quote=True)}" src="{_data_uri(picture.getvalue())}"></div>'
         f"<figcaption>{html.escape(caption)}</figcaption></figure>"
     )
+
+
+def _images(labels: np.ndarray, class_names: Sequence[str], images: Sequence | None) -> dict:
+    """What a figure carries of its images: their classes, of which it names only those that occur, and their sheet."""
+    shown = sorted(set(labels.tolist()))
+    columns = math.ceil(math.sqrt(len(labels)))
+    return {
+        "labels": [shown.index(label) for label in labels.tolist()],
+        "names": [str(class_names[label]) for label in shown],
+        "sprite": None if images is None else _sheet(images, columns),
+        "tile": TILE,
+        "columns": columns,
+    }
 
 
 def _sheet(images: Sequence, columns: int) -> str:

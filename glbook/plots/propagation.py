@@ -24,7 +24,6 @@ def similarity_heatmap(
     Args:
         similarity: (n, n), in [0, 1].
         labels: classes, in order of class.
-        ax: where to draw; a new figure if not given.
     """
     W = as_array(similarity)
     if W.ndim != 2 or W.shape[0] != W.shape[1]:
@@ -61,7 +60,6 @@ def assignments_heatmap(
         labels: true classes, as columns of `assignments`.
         class_names: of the columns.
         anchors: which images are anchors.
-        ax: where to draw; a new figure if not given.
     """
     X = as_array(assignments)
     if X.ndim != 2:
@@ -104,7 +102,6 @@ def path_on_simplex(
         paths: assignments after 0 to T iterations.
         labels: 0, 1 or 2; they give a path and its corner the colour of its true class.
         corners: what the classes are called.
-        ax: where to draw; a new figure if not given.
     """
     paths = as_array(paths)
     if paths.ndim != 3 or paths.shape[2] != 3:

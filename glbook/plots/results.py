@@ -42,7 +42,6 @@ def learning_curves(
         part: "history" or "selection", the column of a table that holds the histories.
         x: what runs to the right.
         marker: of each value of the mean; None for a plain line.
-        ax: where to draw; a new figure if not given.
 
     Raises:
         ValueError: if there is no history, or none holds `y`.
@@ -50,8 +49,7 @@ def learning_curves(
     import pandas as pd
     import seaborn as sns
 
-    curves = _curves(source, by, part)
-    scale = _scale(y)
+    scale, curves = _scale(y), _curves(source, by, part)
     data = pd.DataFrame(
         [
             {"name": name, "run": run, x: entry[x], y: scale * entry[y]}
@@ -137,7 +135,6 @@ def setting_curve(
         metric: a column; fractions are shown in percent.
         by: a column or setting that gives a line for each of its values.
         log: whether to space the values by their logarithm.
-        ax: where to draw; a new figure if not given.
 
     The interval is that of Student's t over the runs; a single run has none.
     """
@@ -177,11 +174,9 @@ def differences(compared: "pd.DataFrame", reference: str, *, metric: str = "R@1"
         compared: a table of `glbook.statistics.compare`. The row of its reference is left out.
         reference: how the reference is called.
         metric: the metric that was compared.
-        ax: where to draw; a new figure if not given.
 
     Filled dots are differences that the seeds decide.
     """
-
     from glbook.statistics import mean_interval
 
     shown = compared[compared["margin"].notna() | (compared["difference"] != 0)]
@@ -297,11 +292,10 @@ def _curves(source: Any, by: str, part: str) -> dict[str, list]:
     """Lists of histories by name."""
     if hasattr(source, "groupby"):
         data = runs.columns(source, by, part)
+        groups = data[data[part].map(bool)].groupby(by, sort=False)[part]
         return {
-            spoken(name) if isinstance(name, str) else f"{spoken(by)}: {name}": [
-                h for h in data.loc[data[by] == name, part] if h
-            ]
-            for name in dict.fromkeys(data[by])
+            spoken(name) if isinstance(name, str) else f"{spoken(by)}: {name}": list(histories)
+            for name, histories in groups
         }
     named = source if isinstance(source, Mapping) else {"": source}
     if not named or not all(len(histories) for histories in named.values()):

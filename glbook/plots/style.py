@@ -42,10 +42,8 @@ def use_book_style() -> None:
             "image.interpolation": "nearest",
         }
     )
-    try:
-        from IPython import get_ipython
-    except ImportError:
-        return
+    from IPython import get_ipython
+
     if get_ipython() is not None:
         from matplotlib_inline.backend_inline import set_matplotlib_formats
 

@@ -1,5 +1,6 @@
 """Sweeps as a whole: runs that are killed, refused, or made by two sweeps at the same time, and still made once."""
 
+import asyncio
 import json
 import os
 import random
@@ -229,14 +230,18 @@ def test_interrupted_it_ends_at_once_and_quietly(book):
 
 @pytest.mark.parametrize("listens", [True, False])
 def test_where_no_scheduler_answers_is_said_soon(monkeypatch, listens):
-    """Another server there lets a Dask client wait for ever."""
+    """Another server there lets a Dask client wait for ever. Also in a notebook, where an event loop runs already."""
     monkeypatch.setattr(pool, "ANSWER", 0.5)
+
+    async def connect(address):
+        with pytest.raises(ValueError, match=f"--scheduler {address}: no Dask scheduler answers there"):
+            pool._client(address)
+
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
         if not listens:
             server.close()
-        with pytest.raises(ValueError, match=f"--scheduler {address}: no Dask scheduler answers there"):
-            pool._client(address)
+        asyncio.run(connect(address))
 
 
 class TestStore:

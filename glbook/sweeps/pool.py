@@ -207,8 +207,10 @@ def _client(address: str) -> "Client":
             await scheduler.identity()
 
     try:
-        # A client that meets another server than a scheduler waits for ever.
-        asyncio.run(asyncio.wait_for(greet(), ANSWER))
+        # A client that meets another server than a scheduler waits for ever. In a thread, as a notebook has an event
+        # loop of its own.
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(asyncio.run, asyncio.wait_for(greet(), ANSWER)).result()
         return distributed.Client(address, timeout=ANSWER)
     except (OSError, TimeoutError, ValueError, TypeError) as error:
         raise ValueError(f"--scheduler {address}: no Dask scheduler answers there") from error

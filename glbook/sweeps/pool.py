@@ -113,7 +113,8 @@ def run_plan(
             todo.append(run)
     say(f"{plan.name}: {len(plan.runs)} runs, {progress.line(at_once)}")
     if todo:
-        with _workers(plan, scheduler, min(at_once, len(todo))) as submit:
+        made_by = _this_machine(plan, min(at_once, len(todo))) if scheduler is None else _cluster(plan, scheduler)
+        with made_by as submit:
             for run, result in _results(todo, submit, store):
                 words = take(run, result)
                 say(f"{progress.line(at_once)} · {run.name}: {words}")
@@ -161,10 +162,6 @@ def _results(todo: Sequence[PlannedRun], submit: Submit, store: Store) -> Iterat
                 start([run])
 
 
-def _workers(plan: Plan, scheduler: str | None, workers: int) -> contextlib.AbstractContextManager[Submit]:
-    return _this_machine(plan, workers) if scheduler is None else _cluster(plan, scheduler)
-
-
 @contextlib.contextmanager
 def _this_machine(plan: Plan, workers: int) -> Iterator[Submit]:
     """Threads, each of which waits for the process of a run. When they are left, the processes end."""
@@ -185,8 +182,7 @@ def _cluster(plan: Plan, address: str) -> Iterator[Submit]:
 
         def submit(runs: Sequence[PlannedRun]) -> Sequence[Any]:
             # Dask keeps what it knows under these names, so no two tasks have the same. As a group of many they wait at
-            # the scheduler until a worker is free. Tasks that each have a name of their own are dealt out at once, by a
-            # guess of how long they take, and one worker may end with all that is left.
+            # the scheduler until a worker is free; each under a name of its own, they would be dealt out at once.
             names = [(group, f"{run.chapter} {run.name} {os.urandom(4).hex()}") for run in runs]
             made = client.map(run_one, [_spec(plan, run) for run in runs], key=names, pure=False)
             futures.extend(made)

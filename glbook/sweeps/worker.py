@@ -48,8 +48,7 @@ def run_one(spec: dict[str, Any], children: Children | None = None) -> dict[str,
     """Make a run, unless another process makes it or has made it.
 
     Args:
-        spec: plain values, so that it can be sent to other machines: root (the folder of the book), key, data_version,
-            results_version, chapter, given (its parameters), threads, and the device that the run is for.
+        spec: what `glbook.sweeps.pool` says of the run: plain values, so that it can be sent to other machines.
         children: holds the run's process as long as it lives.
 
     Returns:

@@ -303,21 +303,3 @@ class TestStore:
         outcome = worker.make(spec)
         assert outcome["state"] == "failed" and "the code on this worker is not that" in outcome["error"]
         assert Store().state(run.key) == "failed" and Store().failure(run.key) == outcome["error"]
-
-
-@pytest.mark.slow
-def test_the_same_command_gives_the_same_metrics_bit_for_bit(tmp_path):
-    """Quick glyphs, in two books at the same time."""
-    command = [*GLBOOK, "run", "training", "-p", "epochs", "1", "-p", "image_size", "28", "-p", "device", "cpu"]
-    command += ["-p", "classes_per_batch", "12", "-p", "samples_per_class", "8", "-p", "temperature", "5"]
-    roots = [make_book(tmp_path / name) for name in ("one", "other")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    started = [subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.DEVNULL) for root in roots]
-    assert [process.wait(timeout=300) for process in started] == [0, 0]
-    first, second = (
-        json.loads(path.read_text()) for root in roots for path in (root / "_build" / "results").glob("*.json")
-    )
-    assert first["run_id"] != second["run_id"] and first["metrics"]["R@1"] > first["untrained"]["R@1"]
-    assert first["metrics"] == second["metrics"] and first["untrained"] == second["untrained"]
-    assert [entry["loss"] for entry in first["history"]] == [entry["loss"] for entry in second["history"]]
-    assert "1 threads" in first["device"]

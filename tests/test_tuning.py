@@ -1,6 +1,5 @@
 """Tuning: equal budgets, spaces that hold the defaults, studies that go on, and settings that sweeps can refer to."""
 
-import argparse
 import json
 import shutil
 from dataclasses import asdict
@@ -12,7 +11,7 @@ from stub_book import ROOT, make_book
 from gl_core.training import baselines, records
 from gl_core.training.config import METHODS, Config
 from glbook import studies, sweeps, tuning
-from glbook.commands import sweep as cli
+from glbook.cli import main
 from glbook.sweeps import keys
 
 
@@ -139,16 +138,14 @@ def test_the_studies_of_the_book_are_of_recorded_trials_and_of_one_budget():
         assert shared == {name: first[name] for name in shared}
 
 
-def test_bad_studies_are_refused(book, monkeypatch):
+def test_bad_studies_are_refused(book, monkeypatch, capsys):
     with pytest.raises(ValueError, match="method='lifted': must be one of group_loss, "):
         tuning.tune("lifted", GIVEN)
     for name, value in {"method": "triplet", "evaluate_on": "test", "choose_epochs": True, "keep": "final"}.items():
         with pytest.raises(ValueError, match=f"{name}=.*: a study sets it itself"):
             tuning.tune("group_loss", GIVEN | {name: value})
-    parser = argparse.ArgumentParser()
-    cli.add_tuning_arguments(parser)
-    with pytest.raises(ValueError, match="method='triplet': a study sets it itself"):
-        cli.tune(parser.parse_args(["group_loss", "-p", "method", "triplet"]))
+    assert main(["tune", "group_loss", "-p", "method", "triplet"]) == 2
+    assert "method='triplet': a study sets it itself" in capsys.readouterr().err
     assert book == []
     monkeypatch.setattr(tuning, "_score", lambda record: None)
     with pytest.raises(ValueError, match="method='triplet': none of its 12 trials went well"):

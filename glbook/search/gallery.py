@@ -146,7 +146,7 @@ def open_gallery(
     with locked(folder / "lock", waiting=lambda: say(f"{root}: another process is indexing it; waiting for that")):
         update = partial(_update, folder, root, present, model, card, progress)
         try:
-            index = update()
+            names, vectors, changes = update()
         except sqlite3.OperationalError as error:
             raise OSError(f"{folder}: the index cannot be read or written ({error})") from error
         except sqlite3.DatabaseError as error:
@@ -154,21 +154,19 @@ def open_gallery(
             os.replace(folder / DATABASE, folder / f"{DATABASE}.broken")
             # What SQLite would take for an unfinished change of the new one.
             (folder / f"{DATABASE}-journal").unlink(missing_ok=True)
-            index = update()
-        unreadable |= index.unreadable
-        if not index.names:
-            name, fault = next(iter(unreadable.items()))
-            raise ValueError(f"{root}: none of its {len(unreadable)} images can be read; {name}: {fault}")
+            names, vectors, changes = update()
+        changes.unreadable = unreadable | changes.unreadable
+        if not names:
+            name, fault = next(iter(changes.unreadable.items()))
+            raise ValueError(f"{root}: none of its {len(changes.unreadable)} images can be read; {name}: {fault}")
         # Copied when written to, which nobody does; read-only memory is what PyTorch warns of.
-        shape = (len(index.names), model.embedding_size)
-        embeddings = np.memmap(index.vectors, np.float32, "c", shape=shape)
+        embeddings = np.memmap(vectors, np.float32, "c", shape=(len(names), model.embedding_size))
         metric, fast = checkpoints.strategies(card).metric, None
-        if len(index.names) > EXACT_UP_TO:
-            fast = approximate.open_index(index.vectors.with_suffix(".faiss"), embeddings, metric, say=say)
-        _tidy(folder, index.vectors.stem)
-    rows = {present[name].identity: row for row, name in enumerate(index.names)}
-    gallery = Gallery(root, folder, index.names, embeddings, metric, rows, fast)
-    return gallery, Update(index.embedded, index.removed, unreadable)
+        if len(names) > EXACT_UP_TO:
+            fast = approximate.open_index(vectors.with_suffix(".faiss"), embeddings, metric, say=say)
+        _tidy(folder, vectors.stem)
+    rows = {present[name].identity: row for row, name in enumerate(names)}
+    return Gallery(root, folder, names, embeddings, metric, rows, fast), changes
 
 
 class _Look(NamedTuple):
@@ -225,19 +223,10 @@ class _File(NamedTuple):
     fault: str | None
 
 
-class _Index(NamedTuple):
-    """An index that is up to date: the images that are embedded, the file of their embeddings, and what it took."""
-
-    names: list[str]
-    vectors: Path
-    embedded: int
-    removed: int
-    unreadable: dict[str, str]
-
-
 def _update(
     folder: Path, root: Path, present: dict[str, _Look], model: EmbeddingNet, card: dict[str, Any], progress: bool
-) -> _Index:
+) -> tuple[list[str], Path, Update]:
+    """Bring the index up to date. Returns the names of its images, the file of their embeddings, and what it took."""
     with contextlib.closing(sqlite3.connect(folder / DATABASE)) as database:
         database.executescript(SCHEMA)
         rows = database.execute("SELECT path, state, content, fault FROM files")
@@ -259,7 +248,7 @@ def _update(
         if not vectors.exists() or vectors.stat().st_size != size:
             _copy_embeddings(database, vectors, size)
     left_out |= {name: file.fault for name, file in files.items() if file.fault is not None}
-    return _Index(names, vectors, embedded, len(removed), left_out)
+    return names, vectors, Update(embedded, len(removed), left_out)
 
 
 def _learn(

@@ -28,7 +28,7 @@ __all__ = ["Outcome", "all_records", "local_workers", "run_plan"]
 # How often the process of a run may be killed before the run counts as failed.
 MOST_LOST = 5
 PAUSE = 1.0  # seconds between two looks at the runs that other sweeps make
-ANSWER = 8.0  # seconds within which a Dask scheduler answers
+ANSWER = 5.0  # seconds within which a Dask scheduler answers; a wrong address is to be told within 10
 MEMORY = 2 * 2**30  # what a run is reckoned to need, bytes
 
 # Starts runs, and returns their futures in order.

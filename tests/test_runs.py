@@ -28,24 +28,18 @@ def record(**changes):
     return made | changes
 
 
-def test_a_record_comes_back_as_a_row(tmp_path):
+def test_a_record_comes_back_as_a_row_and_says_what_a_reader_needs_to_trust_it(tmp_path):
     made = record()
+    assert made["created"].endswith("+00:00") and len(made["code"]) == 16
+    assert made["results_version"] == RESULTS_VERSION and {"python", "torch", "numpy"} <= set(made["versions"])
+    assert "data_root" not in made["config"]
     path = records.write_record(made, tmp_path)
-    assert path.name == f"{made['run_id']}.json"
+    assert path.name == f"{made['run_id']}.json" and record()["run_id"] != made["run_id"]
     (row,) = runs.load_runs(tmp_path).to_dict("records")
     assert list(row)[:11] == runs.COLUMNS
     assert all(row[name] == made[name] for name in runs.COLUMNS)
     assert row["R@1"] == 0.1234568 and row["MAP@R"] == 0.5 and row["untrained R@1"] == 0.1
     assert row["config"]["seed"] == 3
-
-
-def test_the_record_says_what_a_reader_needs_to_trust_it():
-    made = record()
-    assert made["created"].endswith("+00:00")
-    assert len(made["code"]) == 16 and made["results_version"] == RESULTS_VERSION
-    assert {"python", "torch", "numpy"} <= set(made["versions"])
-    assert "data_root" not in made["config"]
-    assert record()["run_id"] != made["run_id"]
 
 
 def test_a_folder_of_records_and_of_files_that_are_none(tmp_path):

@@ -25,9 +25,7 @@ def run_key(chapter: str, parameters: Mapping[str, Any], config: Mapping[str, An
     """
     own = {name: value for name, value in parameters.items() if name not in (*config, *WHERE, "keep")}
     counted = settings_that_count(config) if config else {}
-    for name, value in ADDED.items():
-        if counted.get(name) == value:
-            del counted[name]
+    counted = {name: value for name, value in counted.items() if name not in ADDED or ADDED[name] != value}
     content = json.dumps([chapter, own, counted, RESULTS_VERSION, data_version], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import os
 import queue
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,12 +36,11 @@ Submit = Callable[[Sequence[PlannedRun]], Sequence[Any]]
 
 @dataclass
 class Outcome:
-    """What a sweep left: its runs' records, the errors of those that failed, by name, the number done, and the time."""
+    """What a sweep left: its runs' records, the errors of those that failed, by name, and the number done."""
 
     records: list[dict[str, Any]] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     done: int = 0
-    seconds: float = 0.0
 
 
 def all_records() -> list[dict[str, Any]]:
@@ -74,7 +72,7 @@ def run_plan(
     Whatever ends it, what is done is kept, and the same call goes on from there.
 
     Args:
-        plan: see `read_plan`.
+        plan: the runs.
         scheduler: the address of a Dask scheduler whose workers reach the folder of this book; None: this machine.
         workers: how many runs at a time on this machine; None: `local_workers`.
         say: is told each line of progress.
@@ -85,7 +83,7 @@ def run_plan(
     Raises:
         ValueError: no Dask scheduler answers at that address.
     """
-    began, outcome, store = time.monotonic(), Outcome(), Store()
+    outcome, store = Outcome(), Store()
     progress = Progress(plan.runs, all_records())
     at_once = local_workers(plan) if workers is None else workers
 
@@ -118,7 +116,7 @@ def run_plan(
             for run, result in _results(todo, submit, store):
                 words = take(run, result)
                 say(f"{progress.line(at_once)} · {run.name}: {words}")
-    outcome.done, outcome.seconds = progress.done, time.monotonic() - began
+    outcome.done = progress.done
     return outcome
 
 
@@ -228,9 +226,7 @@ def _spec(plan: Plan, run: PlannedRun) -> dict[str, Any]:
 def _headline(made: Sequence[dict[str, Any]]) -> str:
     parts = []
     for record in made:
-        metrics = record.get("metrics", {})
+        metrics, seconds = record.get("metrics", {}), record.get("wall_time_s")
         words = [f"{name} {metrics[name]:.3f}" for name in ("R@1", "MAP@R") if name in metrics]
-        if record.get("wall_time_s") is not None:
-            words.append(f"({duration(record['wall_time_s'])})")
-        parts.append(" ".join(words))
+        parts.append(" ".join(words + ([] if seconds is None else [f"({duration(seconds)})"])))
     return "; ".join(filter(None, parts)) or "done"

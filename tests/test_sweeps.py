@@ -301,5 +301,5 @@ class TestStore:
         (run,) = sweeps.read_plan(write({"seed": [0]})).runs
         spec = pool._spec(sweeps.Plan("p", [run]), run) | {"results_version": 0}
         outcome = worker.make(spec)
-        assert outcome["state"] == "failed" and "the code on this worker is not that" in outcome["error"]
+        assert outcome["state"] == "failed" and "the code on this worker is not that of the sweep" in outcome["error"]
         assert Store().state(run.key) == "failed" and Store().failure(run.key) == outcome["error"]

@@ -85,9 +85,7 @@ def make(spec: dict[str, Any]) -> dict[str, Any]:
                 return {"state": "elsewhere"}
             try:
                 if spec["results_version"] != RESULTS_VERSION:
-                    raise ValueError(
-                        "the code on this worker is not that which the sweep was planned with; start it again"
-                    )
+                    raise ValueError("the code on this worker is not that of the sweep; start it again")
                 staged = store.begin(key)
                 with gpus.reserved(spec["device"]) as gpu:
                     _execute(spec, staged, on_gpu=gpu is not None)

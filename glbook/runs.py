@@ -15,18 +15,7 @@ if TYPE_CHECKING:
 
     from gl_core.training.config import Config
 
-__all__ = [
-    "as_table",
-    "columns",
-    "is_fraction",
-    "load_runs",
-    "matching",
-    "planned",
-    "recorded",
-    "setting",
-    "spoken",
-    "spread_table",
-]
+__all__ = ["as_table", "columns", "load_runs", "matching", "planned", "recorded", "spoken", "spread_table"]
 
 COLUMNS = "run_id created commit chapter dataset method seed device wall_time_s purpose config".split()
 _FRACTION = re.compile(r"(^|\s)(R@\d+|MAP@R|R-Precision|NMI|AMI|mAP|Rank-\d+|accuracy)$")

@@ -29,6 +29,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gl_core._files import atomic_write
 from gl_core.datasets.archive import open_files
 from gl_core.datasets.cache import cache_folder, locked
 from gl_core.evaluation import nearest_neighbours
@@ -317,23 +318,20 @@ def _state(path: Path) -> str | None:
 
 def _copy_embeddings(database: sqlite3.Connection, path: Path, size: int) -> None:
     """Copy the embeddings of all files that have one, in the order of their names, into a file of `size` bytes."""
-    part = Path(f"{path}.part")
     query = "SELECT vector FROM files JOIN embeddings USING (content) WHERE fault IS NULL ORDER BY path"
     try:
-        with open(part, "wb") as file:
+        with atomic_write(path) as file:
             file.writelines(vector for (vector,) in database.execute(query))
-            file.flush()
-            os.fsync(file.fileno())
-        if part.stat().st_size != size:
-            raise sqlite3.DatabaseError("embeddings are missing")
-        os.replace(part, path)
+            if file.tell() != size:
+                raise sqlite3.DatabaseError("embeddings are missing")
     except OSError as error:
-        raise OSError(error.errno, f"the index cannot be written ({error.strerror})", str(part)) from error
+        raise OSError(error.errno, f"the index cannot be written ({error.strerror})", str(path)) from error
 
 
 def _tidy(folder: Path, current: str) -> None:
     """Remove copies of the embeddings, and what faiss made of them, that are out of date or were never finished."""
     for path in folder.iterdir():
-        if re.fullmatch(r"[0-9a-f]{16}\.(f32|faiss|recall)(\.part)?", path.name) and path.stem != current:
+        ours = r"[0-9a-f]{16}\.(f32|faiss|recall)(\.part)?|\.[0-9a-f]{16}\.tmp"
+        if re.fullmatch(ours, path.name) and path.stem != current:
             with contextlib.suppress(OSError):  # Windows keeps what another process is reading
                 path.unlink()

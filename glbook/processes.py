@@ -9,10 +9,9 @@ import time
 
 __all__ = ["MEMORY", "die_with_parent", "kernel"]
 
-# What glibc is told in a process that trains: to keep the memory of one step for the next. Left alone it returns some
-# of it to the system each time, and under Dask, which asks for that, all of it: every step then pays for fresh pages,
-# and training on a CPU is up to 1.7 times slower. Larger pieces, such as a whole data set, are still returned. Other C
-# libraries do not read this.
+# What glibc is told in a process that trains: to keep the memory of one step for the next. Otherwise it returns some of
+# it to the system each time (under Dask, which asks for that, all of it), and training on a CPU is up to 1.7 times
+# slower. Larger pieces, such as a whole data set, are still returned. Other C libraries do not read this.
 MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(256 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(512 * 2**20)}
 PR_SET_PDEATHSIG = 1
 

@@ -15,19 +15,9 @@ if TYPE_CHECKING:
 
     from gl_core.training.config import Config
 
-__all__ = [
-    "as_table",
-    "columns",
-    "is_fraction",
-    "load_runs",
-    "matching",
-    "planned",
-    "recorded",
-    "setting",
-    "spoken",
-    "spread_table",
-]
+__all__ = ["as_table", "columns", "load_runs", "matching", "planned", "recorded", "spoken", "spread_table"]
 
+COLUMNS = "run_id created commit chapter dataset method seed device wall_time_s purpose config".split()
 _FRACTION = re.compile(r"(^|\s)(R@\d+|MAP@R|R-Precision|NMI|AMI|mAP|Rank-\d+|accuracy)$")
 
 
@@ -56,12 +46,14 @@ def as_table(records: Sequence[Mapping[str, Any]]) -> "pd.DataFrame":
     """Records of live runs (`Run.record`) as a table with the columns of `load_runs`."""
     import pandas as pd
 
-    rows = []
-    for record in records:
-        row = {name: record.get(name) for name in COLUMNS} | record.get("metrics", {})
-        row |= {f"untrained {name}": value for name, value in record.get("untrained", {}).items()}
-        rows.append(row | {name: record.get(name) for name in ("history", "selection", "versions")})
+    rows = [_row(record) for record in records]
     return pd.DataFrame(rows, columns=None if rows else COLUMNS)
+
+
+def _row(record: Mapping[str, Any]) -> dict[str, Any]:
+    row = {name: record.get(name) for name in COLUMNS} | record.get("metrics", {})
+    row |= {f"untrained {name}": value for name, value in record.get("untrained", {}).items()}
+    return row | {name: record.get(name) for name in ("history", "selection", "versions")}
 
 
 def recorded(
@@ -76,7 +68,7 @@ def recorded(
     """The recorded runs that match, oldest first, repeats left out; an empty table where there are none.
 
     None matches everything. `settings` are compared with the configurations, `epochs=30` for instance. `root` is the
-    folder of records, that of the book if not given. Raises ValueError for a setting that no configuration has.
+    folder of records, by default the book's. Raises ValueError for a setting that no configuration has.
     """
     from gl_core.training.config import Config
 
@@ -97,15 +89,12 @@ def recorded(
 def matching(
     configs: "Iterable[Config]", *, chapter: str = "training", purpose: str = "final", root: str | None = None
 ) -> "pd.DataFrame":
-    """The recorded run of each configuration, in their order; the newest where there are several, none where there is
-    none.
+    """The newest recorded run of each configuration, in their order; none where there is none.
 
-    Only runs of one `chapter` count: that on test-time strategies records its trainings too, with all it found out
-    besides.
+    Only runs of one `chapter` count: that on test-time strategies records its trainings too.
 
-    Configurations are the same if all settings are, seed included, but for those that say where data lie and a run is
-    made, and preset and profile, which only set defaults. A setting that came after a run was recorded has its default
-    there.
+    Configurations are the same if all settings are, seed included, but for those of `glbook.sweeps.keys.WHERE`. A
+    setting that came after a run was recorded has its default there.
     """
     table = load_runs(root)
     table = table[(table["purpose"] == purpose) & (table["chapter"] == chapter) & table["config"].map(bool)]
@@ -116,11 +105,10 @@ def matching(
 
 
 def planned(sweep: str) -> "list[Config]":
-    """The configurations of a sweep's runs, in order, whether they have been run or not.
+    """The configurations of a sweep's runs, in order, whether they have been run or not; the data need not be here.
 
-    `sweep` is a file as `glbook sweep` reads it, its path relative to the book's folder. The data need not be here: a
-    page shows what is recorded also where it could not be recorded. In a tuned sweep, methods that have not been tuned
-    yet are left out.
+    `sweep` is a file as `glbook sweep` reads it, its path relative to the book's folder. In a tuned sweep, methods that
+    have not been tuned yet are left out.
     """
     from gl_core.training.config import Config
     from glbook import notebooks, studies
@@ -146,8 +134,7 @@ def _identity(config: Mapping[str, Any]) -> str:
 def columns(table: "pd.DataFrame", *names: str) -> "pd.DataFrame":
     """Columns of a table of runs, by name; a name that is no column is looked up as a setting in each configuration.
 
-    Raises:
-        ValueError: for a name that is neither, and for an empty table.
+    Raises ValueError for a name that is neither, and for an empty table.
     """
     import pandas as pd
 
@@ -195,34 +182,18 @@ def _mean_and_spread(values: "pd.Series", metric: str) -> str:
     return f"{text} (one run)" if len(values) == 1 else f"{text} ± {scale * values.std(ddof=1):.{digits}f}"
 
 
-COLUMNS = [
-    "run_id",
-    "created",
-    "commit",
-    "chapter",
-    "dataset",
-    "method",
-    "seed",
-    "device",
-    "wall_time_s",
-    "purpose",
-    "config",
-]
-
-
 def load_runs(root: str | os.PathLike | None = None) -> "pd.DataFrame":
     """All records under a folder, one row a run, oldest first.
 
-    The columns are run_id, created (UTC), commit, chapter, dataset, method, seed, device, wall_time_s, purpose, config
-    (a dict), then the metrics of the trained network ("R@1", "MAP@R", ...), those of the untrained one ("untrained
-    R@1", ...), the metrics per epoch ("history", a list of dicts; "selection" for the epochs on held-out classes),
-    "key" (two runs of one key give the same result, see `glbook.sweeps.keys`), "path", and "repeat": whether an older
-    record of the table has the same key and purpose, so that the two are one run in any statistic.
+    The columns are those of `COLUMNS` (created in UTC, config a dict), then the metrics of the trained network ("R@1",
+    "MAP@R", ...), those of the untrained one ("untrained R@1", ...), the metrics per epoch ("history", a list of dicts;
+    "selection" for the epochs on held-out classes), "versions", "session", "key" (two runs of one key give the same
+    result, see `glbook.sweeps.keys`), "path", and "repeat": whether an older record of the table has the same key and
+    purpose, so that the two are one run in any statistic.
 
     Args:
         root: the folder, `data/results` of the book if not given; subfolders are read too. A file that is no record is
-            passed over, one that is broken with a warning that names it, and the copy of a record counts as one with
-            it.
+            passed over, one that is broken with a warning that names it, and copies of a record count as one.
 
     Returns:
         The table; empty, with its columns, for an empty or missing folder.
@@ -231,11 +202,8 @@ def load_runs(root: str | os.PathLike | None = None) -> "pd.DataFrame":
 
     rows = {}
     for path, record in records.read_records(root):
-        row = {name: record.get(name) for name in COLUMNS}
-        row |= record.get("metrics", {})
-        row |= {f"untrained {name}": value for name, value in record.get("untrained", {}).items()}
-        row |= {name: record.get(name) for name in ("history", "selection", "versions", "session", "key")}
-        rows.setdefault((record["run_id"], record.get("purpose")), row | {"path": str(path)})
+        row = _row(record) | {"session": record.get("session"), "key": record.get("key"), "path": str(path)}
+        rows.setdefault((record["run_id"], record.get("purpose")), row)
     if not rows:
         return pd.DataFrame(columns=[*COLUMNS, "repeat"])
     table = pd.DataFrame(list(rows.values())).sort_values(["created", "run_id"], ignore_index=True)

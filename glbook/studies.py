@@ -13,11 +13,9 @@ __all__ = ["Study", "best_settings", "folder", "studies"]
 
 @dataclass(frozen=True)
 class Study:
-    """The trials of a method and the settings that did best; written to `data/results/tuning`, where it is no record of
-    a run.
+    """The trials of a method and the settings that did best; written to `data/results/tuning`.
 
-    `best` are parameters of a chapter; each trial has its parameters, the id of its record, and its score, None if it
-    failed.
+    `best` are parameters of a chapter; each trial has its parameters, its record's id and its score, None if it failed.
     """
 
     study: str
@@ -41,9 +39,7 @@ def studies(dataset: str, backbone: str, image_size: int) -> dict[str, Study]:
     from gl_core.training.config import METHODS
 
     made = [Study(**json.loads(path.read_text(encoding="utf-8"))) for path in folder().glob("*.json")]
-    made = [
-        study for study in made if (study.dataset, study.backbone, study.image_size) == (dataset, backbone, image_size)
-    ]
+    made = [each for each in made if (each.dataset, each.backbone, each.image_size) == (dataset, backbone, image_size)]
     newest = {study.method: study for study in sorted(made, key=lambda study: study.created)}
     return {method: newest[method] for method in METHODS if method in newest}
 

@@ -3,9 +3,10 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any
+from importlib import metadata
+from typing import Any, NamedTuple
 
 from gl_core import _checks, _extras
 from gl_core._files import write_atomically
@@ -23,8 +24,7 @@ TRIALS = 12
 ROUND = 4
 
 
-@dataclass(frozen=True)
-class Range:
+class Range(NamedTuple):
     """Where a setting is looked for; on a logarithmic scale where its order of magnitude is in question."""
 
     low: float
@@ -63,7 +63,6 @@ def tune(
     *,
     trials: int = TRIALS,
     seed: int = 0,
-    chapter: str = "training",
     scheduler: str | None = None,
     workers: int | None = None,
     say: Callable[[str], None] = print,
@@ -72,15 +71,14 @@ def tune(
     held-out classes.
 
     The first trial has the defaults, the next few are drawn at random, the others by the tree-structured Parzen
-    estimator of Optuna, from `seed`. Each is a run of a sweep with purpose "tuning": those that are recorded already
-    are not made again, so a study that was interrupted goes on. The test classes are never read.
+    estimator of Optuna. Each is a run of a sweep with purpose "tuning": those that are recorded already are not made
+    again, so a study that was interrupted goes on. The test classes are never read.
 
     Args:
         method: a method with a search space.
         given: parameters of the chapter that all trials share, such as the data set.
         trials: how many.
         seed: of the search; the seed of the trainings is a parameter.
-        chapter: that trains.
         scheduler, workers, say: see `glbook.sweeps.run_plan`.
 
     Raises:
@@ -108,22 +106,19 @@ def tune(
         different = {json.dumps(each, sort_keys=True): each for each in settings}
         plan = sweeps.make_plan(
             f"tuning of {method}, trials {first + 1} to {first + len(drawn)}",
-            [given | shared | each | {"chapter": chapter} for each in different.values()],
+            [given | shared | each | {"chapter": "training"} for each in different.values()],
             varied=["learning_rate", *sorted({name for each in settings for name in each} - {"learning_rate"})],
             keep="tuning",
         )
         sweeps.run_plan(plan, scheduler=scheduler, workers=workers, say=say)
         keys = dict(zip(different, (run.key for run in plan.runs), strict=True))
         for trial, each in zip(drawn, settings, strict=True):
-            found = Store().keep(keys[json.dumps(each, sort_keys=True)], "tuning")
-            record = found[0] if found else None
+            record = next(iter(Store().keep(keys[json.dumps(each, sort_keys=True)], "tuning")), None)
             score = _score(record)
             search.tell(trial, score, state=None if score is not None else optuna.trial.TrialState.FAIL)
             made.append({"parameters": each, "run_id": record and record["run_id"], "score": score})
     if all(trial["score"] is None for trial in made):
-        raise ValueError(
-            f"method={method!r}: none of its {trials} trials went well; run one by `glbook run` to see why"
-        )
+        raise ValueError(f"method={method!r}: none of its {trials} trials went well; `glbook run` one to see why")
     return _keep(config, shared["epochs"], space, made, seed)
 
 
@@ -138,12 +133,12 @@ def _defaults(config: Config, space: dict[str, Range]) -> dict[str, float]:
 def _distributions(space: dict[str, Range]) -> dict[str, Any]:
     from optuna.distributions import FloatDistribution, IntDistribution
 
-    return {
-        name: IntDistribution(int(range_.low), int(range_.high))
-        if range_.whole
-        else FloatDistribution(range_.low, range_.high, log=range_.log)
-        for name, range_ in space.items()
-    }
+    def distribution(where: Range) -> Any:
+        if where.whole:
+            return IntDistribution(int(where.low), int(where.high))
+        return FloatDistribution(where.low, where.high, log=where.log)
+
+    return {name: distribution(where) for name, where in space.items()}
 
 
 def _settings(config: Config, space: dict[str, Range], point: Mapping[str, float]) -> dict[str, Any]:
@@ -169,9 +164,10 @@ def _score(record: dict[str, Any] | None) -> float | None:
 
 def _keep(config: Config, epochs: int, space: dict[str, Range], made: list[dict[str, Any]], seed: int) -> Study:
     """Write the study of these trials, and return it."""
-    optuna = _extras.require("optuna", extra="sweeps")
     best = max((trial for trial in made if trial["score"] is not None), key=lambda trial: trial["score"])
-    ranges = {name: {word: value for word, value in asdict(range_).items() if value} for name, range_ in space.items()}
+    ranges = {
+        name: {word: value for word, value in range_._asdict().items() if value} for name, range_ in space.items()
+    }
     name = hashlib.sha256(json.dumps([made, ranges, seed], sort_keys=True).encode()).hexdigest()[:8]
     study = Study(
         study=f"{config.dataset}-{config.method}-{name}",
@@ -187,7 +183,7 @@ def _keep(config: Config, epochs: int, space: dict[str, Range], made: list[dict[
         space=ranges,
         trials=made,
         best=best["parameters"],
-        versions=records.versions() | {"optuna": optuna.__version__},
+        versions=records.versions() | {"optuna": metadata.version("optuna")},
     )
     path = kept.folder() / f"{study.study}.json"
     try:

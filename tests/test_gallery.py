@@ -36,6 +36,7 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setattr(gallery, "CHUNK", 4)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     network(tmp_path / "net")
+    (tmp_path / "empty").mkdir()
     for i in range(20):
         draw(tmp_path / "album" / "ab"[i % 2] / f"{i:02}.png", i, (30 + i, 60 - i))
     return tmp_path
@@ -142,9 +143,8 @@ def test_a_change_that_size_and_time_do_not_tell_is_noticed(place, opened, monke
     opened.same_as_fresh(found)
 
 
-@pytest.mark.parametrize("restored", [False, True])
-def test_a_file_that_changes_while_it_is_embedded_is_embedded_again(place, opened, monkeypatch, restored):
-    """Also if its first content comes back, which was read for the hash, but not for the embedding."""
+def test_a_file_that_changes_while_it_is_embedded_is_embedded_again(place, opened, monkeypatch):
+    """Also as its first content comes back, which was read for the hash, but not for the embedding."""
     album, file = place / "album", place / "album" / "b" / "05.png"
     first, original = file.read_bytes(), image_files.embed_files
 
@@ -158,8 +158,7 @@ def test_a_file_that_changes_while_it_is_embedded_is_embedded_again(place, opene
     found, update = opened(album)
     assert update.unreadable == {"b/05.png": "it changed while it was read"} and len(found.names) == 19
     monkeypatch.setattr(image_files, "embed_files", original)
-    if restored:
-        file.write_bytes(first)
+    file.write_bytes(first)
     found, _ = opened(album)
     assert opened.embedded == ["05.png"]
     opened.same_as_fresh(found)
@@ -250,27 +249,22 @@ def test_exact_search_by_blocks_is_that_of_the_whole(place, opened, monkeypatch)
 def test_ten_thousand_images_are_searched_within_a_second(place, opened, monkeypatch):
     """All that follows the start but embedding the query, in processor time: a busy machine takes little more of it."""
     opened.model.embedding_size = 1280
-    root = place / "large"
-    root.mkdir()
     for i in range(10_000):
-        (root / f"{i:05}.png").write_text(str(i))
-    vectors = np.random.default_rng(0).normal(size=(10_000, 1280)).astype(np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        (place / "empty" / f"{i:05}.png").write_text(str(i))
+    vectors = torch.nn.functional.normalize(torch.randn(10_000, 1280, generator=torch.Generator().manual_seed(0)))
 
     def drawn(networks, files, progress):
-        rows = [int(path.stem) for path in files]
-        return image_files.Embedded(torch.from_numpy(vectors[rows]), files)
+        return image_files.Embedded(vectors[[int(path.stem) for path in files]], files)
 
     monkeypatch.setattr(gallery, "CHUNK", 1000)
     monkeypatch.setattr(gallery, "TICK", 0)
     monkeypatch.setattr(gallery, "embed_files", drawn)
-    assert opened(root)[1].embedded == 10_000
-    monkeypatch.setattr(gallery, "embed_files", image_files.embed_files)
+    assert opened(place / "empty")[1].embedded == 10_000
     took = []
     for _ in range(3):  # the least of them is what it takes; others may wait for memory that a neighbour uses
         began = time.process_time()
-        found, update = opened(root)
-        _, nearest = found.search(torch.from_numpy(vectors[77:78]), 10)
+        found, update = opened(place / "empty")
+        _, nearest = found.search(vectors[77:78], 10)
         took.append(time.process_time() - began)
         assert update.embedded == 0 and nearest[0, 0] == 77
     assert min(took) < 1, took
@@ -312,7 +306,7 @@ def start(place, pause, number=1):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("after", [0.1, 0.35, 0.62, 1.01, 1.25])
+@pytest.mark.parametrize("after", [0.1, 0.62, 1.25])
 def test_killed_while_indexing_it_goes_on(place, opened, after):
     """Each chunk takes 0.25 seconds and is kept."""
     with start(place, 0.25)[0] as process:
@@ -380,13 +374,14 @@ def test_search_prints_and_draws_the_nearest(place, capsys, monkeypatch):
 
 
 def test_a_terminal_is_asked_for_queries(place, capsys, monkeypatch):
-    asked, lines = [], [f"{place}/album/a/00.png", "", f" {place}/album/a/02.png "]
+    asked, lines = [], iter([f"{place}/album/a/00.png", "", f" {place}/album/a/02.png "])
 
     def answer(prompt):
         asked.append(prompt)
-        if not lines:
-            raise EOFError
-        return lines.pop(0)
+        try:
+            return next(lines)
+        except StopIteration as end:
+            raise EOFError from end
 
     monkeypatch.setattr("builtins.input", answer)
     for stream in (sys.stdin, sys.stdout):
@@ -424,7 +419,6 @@ def test_closed_streams_leave_no_traceback(place, closed, status):
 )
 def test_bad_input_is_one_line_and_indexes_nothing(place, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(place)
-    (place / "empty").mkdir()
     (place / "broken").mkdir()
     (place / "broken" / "x.png").touch()
     os.mkfifo(place / "pipe.png")

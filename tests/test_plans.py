@@ -1,6 +1,5 @@
 """What a sweep's file may say, what its runs are known by, how many are made at a time, and how long they take."""
 
-import argparse
 import json
 import os
 import subprocess
@@ -17,7 +16,7 @@ from stub_book import ROOT, chapter_of, make_book
 from gl_core.training import records
 from gl_core.training.config import Config
 from glbook import notebooks, sweeps
-from glbook.commands import sweep as cli
+from glbook.cli import main
 from glbook.sweeps import gpus, keys, pool
 from glbook.sweeps.progress import Progress
 
@@ -69,6 +68,8 @@ def test_several_chapters_and_what_the_command_line_adds(book):
     ]  # fmt: skip
     made = plan({"chapter": "training", "parameters": {"epochs": 1}}, {"epochs": "7", "data_root": "elsewhere"})
     assert made.runs[0].given == {"epochs": 7, "data_root": str(book / "elsewhere")}
+    with pytest.raises(ValueError, match="seed: the file varies it, so it cannot be given"):
+        plan({"chapter": "training", "grid": {"seed": [1]}}, {"seed": "2"})
 
 
 @pytest.mark.parametrize(
@@ -78,19 +79,12 @@ def test_several_chapters_and_what_the_command_line_adds(book):
         ("- 1", "must hold chapter, parameters, grid"),
         ("chapter: training\nchapter: plain", "'chapter'.* twice"),
         ("chapter: training\nparameters: {epochs: 010}", "010"),
-        ("chapter: training\nparameters: {epochs: 08}", "08"),
-        ("chapter: training\nparameters: {epochs: 1:30}", "1:30"),
         ({"chapters": "training"}, "chapters: must be one of chapter, parameters, grid, runs, tuned, keep, threads"),
         ({}, "chapter: must be one of plain, silent, training"),
         ({"chapter": "trainnig"}, "chapter='trainnig': must be one of .*; did you mean 'training'"),
         ({"chapter": "training", "grid": {"sead": [1]}}, "sead: chapter 'training' has no such .*did you mean 'seed'"),
         ({"chapter": "training", "grid": {"seed": []}}, r"grid.seed=\[\]: list should have at least 1 item"),
-        ({"chapter": "training", "grid": {"seed": 3}}, "grid.seed=3: input should be a valid list"),
-        ({"chapter": "training", "grid": [1]}, r"grid=\[1\]: input should be a valid dictionary"),
-        ({"chapter": "training", "runs": []}, r"runs=\[\]: list should have at least 1 item"),
-        ({"chapter": "training", "runs": [3]}, "runs.0=3: input should be a valid dictionary"),
         ({"chapter": "training", "grid": {"seed": [0, "one"]}}, "seed='one': must be a whole number"),
-        ({"chapter": "training", "grid": {"seed": [0, 1.5]}}, "seed=1.5: must be a whole number"),
         ({"chapter": "training", "grid": {"temperature": [1, 0]}}, "temperature=0.0: must be a number above 0"),
         ({"chapter": "training", "grid": {"seed": [1, 1]}}, "the same run twice: seed=1 and seed=1"),
         ({"chapter": "training", "grid": {"method": [None, "group_loss"]}}, "the same run twice"),
@@ -98,13 +92,14 @@ def test_several_chapters_and_what_the_command_line_adds(book):
         ({"chapter": "training", "keep": "ever"}, "keep='ever': must be one of final, tuning"),
         ({"chapter": "silent", "keep": "final"}, "keep=final: chapter 'silent' makes no records"),
         ({"chapter": "training", "threads": 0}, "threads=0: input should be greater than or equal to 1"),
-        ({"chapter": "training", "tuned": "yes"}, "tuned='yes': input should be a valid boolean"),
     ],
 )
-def test_what_could_not_run_is_refused_in_one_line(book, content, message):
-    with pytest.raises(ValueError, match=message) as caught:
+def test_what_could_not_run_is_refused_in_one_line_and_leaves_nothing(book, capsys, content, message):
+    with pytest.raises(ValueError, match=message):
         plan(content)
-    assert str(caught.value).startswith("sweep.yaml: ") and "\n" not in str(caught.value)
+    assert main(["sweep", "sweep.yaml"]) == 2 and not Path("_build").exists()
+    output = capsys.readouterr()
+    assert output.err.startswith("glbook: sweep.yaml: ") and output.err.count("\n") == 1 and output.out == ""
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "book" / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
@@ -115,21 +110,6 @@ def test_the_sweeps_of_the_book_can_run(path, monkeypatch):
     made = sweeps.read_plan(path)
     assert len(made.runs) >= 9 and {run.given["keep"] for run in made.runs} == {"final"}
     assert len({run.settings["seed"] for run in made.runs}) >= 3
-
-
-def test_what_the_file_varies_cannot_be_given(book):
-    with pytest.raises(ValueError, match="seed: the file varies it, so it cannot be given"):
-        plan({"chapter": "training", "grid": {"seed": [1]}}, {"seed": "2"})
-
-
-def test_bad_plans_leave_nothing_behind(book):
-    Path("bad.yaml").write_text("chapter: plain\ngrid: {seed: []}")
-    done = subprocess.run(
-        [sys.executable, "-m", "glbook", "sweep", "bad.yaml"], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 2 and not Path("_build").exists()
-    assert done.stderr.startswith("glbook: bad.yaml: grid.seed=[]: ") and done.stderr.count("\n") == 1
-    assert "Traceback" not in done.stderr and done.stdout == ""
 
 
 def key(content, **given):
@@ -144,11 +124,9 @@ def test_a_key_is_that_of_what_is_run_and_not_of_how_it_is_written(book, monkeyp
         assert key({"chapter": "training"}, dataset="glyphs", **{name: value}) == base, name
     for name, value in {"seed": "1", "temperature": "11", "before": "pass", "dataset": "omniglot"}.items():
         assert key({"chapter": "training"}, **{name: value}) != base, name
-    monkeypatch.setattr(keys, "dataset_version", lambda dataset, root: "other images")
-    assert key({"chapter": "training"}) != base
-    monkeypatch.undo()
-    monkeypatch.chdir(book)
-    monkeypatch.setattr(keys, "dataset_version", lambda dataset, root: f"{dataset} as it is")
+    with monkeypatch.context() as changed:
+        changed.setattr(keys, "dataset_version", lambda dataset, root: "other images")
+        assert key({"chapter": "training"}) != base
     monkeypatch.setattr(keys, "RESULTS_VERSION", 0)
     assert key({"chapter": "training"}) != base
 
@@ -172,23 +150,6 @@ def test_a_new_setting_leaves_keys_as_they_are_where_it_changes_nothing(monkeypa
     assert keys.run_key("training", {}, config | {"dynamics": "exponential"}, "v") != old
 
 
-def test_the_version_of_data_depends_on_every_image(tmp_path):
-    """Half of 128 images replaced, others than a sample would look at."""
-    import numpy as np
-    from PIL import Image
-
-    def version(*changed):
-        root = tmp_path / f"changed{len(changed)}"
-        for number in range(128):
-            folder = root / f"class{number // 8:02}"
-            folder.mkdir(parents=True, exist_ok=True)
-            pixels = np.full((8, 8, 3), number + 100 * (number in changed), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / f"{number % 8}.png")
-        return keys.dataset_version("folder", str(root))
-
-    assert version() != version(77)
-
-
 def test_only_the_cells_of_the_run_are_executed_by_a_sweep(book):
     notebook = chapter_of(["seed: int = 0", "picture = 1", "made = seed"])
     notebook.cells[3].metadata.tags = ["run"]
@@ -197,13 +158,8 @@ def test_only_the_cells_of_the_run_are_executed_by_a_sweep(book):
     whole = chapter_of(["seed: int = 0", "made = seed"])
     assert notebooks.lean(whole) == whole
     training = json.loads((ROOT / "book" / "training.ipynb").read_text())
-    assert [cell["id"] for cell in notebooks.lean(training)["cells"]] == [
-        "setup",
-        "parameters",
-        "imports",
-        "config",
-        "run",
-    ]
+    kept = [cell["id"] for cell in notebooks.lean(training)["cells"]]
+    assert kept == ["setup", "parameters", "imports", "config", "run"]
 
 
 def test_one_run_at_a_time_on_a_gpu(tmp_path, monkeypatch):
@@ -284,14 +240,12 @@ def test_the_time_is_that_of_like_runs_until_some_are_done(book):
 
 def test_a_dry_run_tells_and_does_nothing(book, capsys):
     Path("sweep.yaml").write_text("chapter: training\ngrid: {seed: [0, 1]}")
-    parser = argparse.ArgumentParser()
-    cli.add_arguments(parser)
-    options = parser.parse_args(["sweep.yaml", "--dry-run", "--workers", "1", "-p", "epochs", "2"])
-    assert cli.run(options) == 0
+    command = ["sweep", "sweep.yaml", "--dry-run", "--workers", "1", "-p", "epochs", "2"]
+    assert main(command) == 0
     shown = capsys.readouterr().out
     assert shown.splitlines()[:2] == ["left    training seed=0", "left    training seed=1"]
     assert "sweep: 2 runs: 2 left" in shown and "time: unknown" in shown
     records.write_record(like(1, 30.0) | {"purpose": None})
-    assert cli.run(options) == 0
+    assert main(command) == 0
     assert "time: about 2 min, 1 at a time, by the records of like runs" in capsys.readouterr().out
     assert [path.name for path in (book / "_build").iterdir()] == ["results"]

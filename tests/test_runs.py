@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -18,9 +17,8 @@ from glbook import runs
 
 
 def record(**changes):
-    made = records.new_record(
-        chapter="training", config=Config.resolve(dataset="omniglot", seed=3).as_dict(), device="a CPU"
-    )
+    config = Config.resolve(dataset="omniglot", seed=3).as_dict()
+    made = records.new_record(chapter="training", config=config, device="a CPU")
     made |= {
         "wall_time_s": 1.5,
         "metrics": {"R@1": 0.123456789, "MAP@R": 0.5},
@@ -30,11 +28,13 @@ def record(**changes):
     return made | changes
 
 
-def test_a_record_comes_back_as_a_row(tmp_path):
+def test_a_record_comes_back_as_a_row_and_says_what_a_reader_needs_to_trust_it(tmp_path):
     made = record()
+    assert made["created"].endswith("+00:00") and len(made["code"]) == 16
+    assert made["results_version"] == RESULTS_VERSION and {"python", "torch", "numpy"} <= set(made["versions"])
+    assert "data_root" not in made["config"]
     path = records.write_record(made, tmp_path)
-    assert path.name == f"{made['run_id']}.json"
-    assert path.stat().st_size < 5000
+    assert path.name == f"{made['run_id']}.json" and record()["run_id"] != made["run_id"]
     (row,) = runs.load_runs(tmp_path).to_dict("records")
     assert list(row)[:11] == runs.COLUMNS
     assert all(row[name] == made[name] for name in runs.COLUMNS)
@@ -42,35 +42,15 @@ def test_a_record_comes_back_as_a_row(tmp_path):
     assert row["config"]["seed"] == 3
 
 
-def test_the_record_says_what_a_reader_needs_to_trust_it():
-    made = record()
-    assert made["created"].endswith("+00:00")
-    assert len(made["code"]) == 16 and made["results_version"] == RESULTS_VERSION
-    assert {"python", "torch", "numpy"} <= set(made["versions"])
-    assert "data_root" not in made["config"]
-    assert record()["run_id"] != made["run_id"]
-
-
-def test_records_of_several_folders_and_files_that_are_none(tmp_path):
-    (tmp_path / "deep").mkdir()
+def test_a_folder_of_records_and_of_files_that_are_none(tmp_path):
     first = records.write_record(record(created="2026-01-02T00:00:00+00:00"), tmp_path)
     second = records.write_record(record(created="2026-01-01T00:00:00+00:00"), tmp_path / "deep")
     (tmp_path / "benchmark.json").write_text('{"table": []}')
-    (tmp_path / "list.json").write_text("[1]")
-    assert runs.load_runs(tmp_path)["path"].tolist() == [str(second), str(first)]
-
-
-def test_no_records_give_an_empty_table_with_columns(tmp_path):
-    for root in (tmp_path, tmp_path / "absent"):
-        table = runs.load_runs(root)
-        assert len(table) == 0 and list(table.columns) == [*runs.COLUMNS, "repeat"]
-
-
-def test_a_broken_record_is_named_and_spoils_no_other(tmp_path):
-    records.write_record(record(), tmp_path)
     (tmp_path / "broken.json").write_text('{"run_id": ')
     with pytest.warns(UserWarning, match="broken.json: passed over"):
-        assert len(runs.load_runs(tmp_path)) == 1
+        assert runs.load_runs(tmp_path)["path"].tolist() == [str(second), str(first)]
+    table = runs.load_runs(tmp_path / "absent")
+    assert len(table) == 0 and list(table.columns) == [*runs.COLUMNS, "repeat"]
 
 
 def test_repeats_are_marked_and_copies_count_once(tmp_path):
@@ -88,9 +68,8 @@ def test_repeats_are_marked_and_copies_count_once(tmp_path):
 
 
 def test_only_kept_runs_go_to_the_tracked_folder(tmp_path, monkeypatch):
-    (tmp_path / "book").mkdir()
     (tmp_path / "_config.yml").touch()
-    (tmp_path / "book" / "deeper").mkdir()
+    (tmp_path / "book" / "deeper").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "book" / "deeper")
     assert records.project_root() == tmp_path
     assert records.write_record(record()).parent == tmp_path / "_build" / "results"
@@ -119,21 +98,16 @@ def test_not_a_number_is_no_result(tmp_path):
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path):
     # The kernel refuses bytes past the limit just as a full disk does, half way through the file.
-    program = (
-        "import signal, sys, pathlib\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))\n"
-        "from gl_core.training import records\n"
-        "try:\n"
-        "    records.write_record({'run_id': 'x', 'purpose': None, 'metrics': {str(i): i for i in range(99)}},"
-        " pathlib.Path(sys.argv[1]))\n"
-        "except OSError as error:\n"
-        "    print(error)\n"
-    )
-    assert resource.RLIMIT_FSIZE is not None
-    done = subprocess.run([sys.executable, "-B", "-c", program, tmp_path], capture_output=True, text=True, check=True)
-    assert "the record could not be written (File too large)" in done.stdout
-    assert f"{tmp_path}/x.json" in done.stdout
+    program = """if True:
+        import pathlib, resource, signal, sys
+        from gl_core.training import records
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))
+        made = {"run_id": "x", "purpose": None, "metrics": {str(i): i for i in range(99)}}
+        records.write_record(made, pathlib.Path(sys.argv[1]))
+    """
+    done = subprocess.run([sys.executable, "-B", "-c", program, tmp_path], capture_output=True, text=True)
+    assert "the record could not be written (File too large)" in done.stderr and f"{tmp_path}/x.json" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -151,12 +125,6 @@ def test_files_have_the_rights_that_the_user_gives_to_files(tmp_path):
         assert records.write_record(record(), tmp_path).stat().st_mode & 0o777 == 0o640
     finally:
         os.umask(before)
-
-
-def test_a_folder_that_cannot_be_written(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(OSError, match="the record could not be written"):
-        records.write_record(record(), tmp_path / "file")
 
 
 def test_the_tracked_records_are_readable_and_real():

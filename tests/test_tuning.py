@@ -1,6 +1,5 @@
 """Tuning: equal budgets, spaces that hold the defaults, studies that go on, and settings that sweeps can refer to."""
 
-import argparse
 import json
 import shutil
 from dataclasses import asdict
@@ -12,7 +11,7 @@ from stub_book import ROOT, make_book
 from gl_core.training import baselines, records
 from gl_core.training.config import METHODS, Config
 from glbook import studies, sweeps, tuning
-from glbook.commands import sweep as cli
+from glbook.cli import main
 from glbook.sweeps import keys
 
 
@@ -93,18 +92,18 @@ def test_a_study_that_was_interrupted_goes_on_and_ends_the_same(book, monkeypatc
 
 def test_sweeps_refer_to_the_best_settings(book):
     study = tuning.tune("proxy_anchor", GIVEN)
-    plan = {"chapter": "training", "parameters": {"dataset": "glyphs", "image_size": 28}, "tuned": True}
-    with open("sweep.yaml", "w") as file:
-        json.dump(plan | {"grid": {"method": ["proxy_anchor"], "learning_rate": [0.5]}}, file)
-    (run,) = sweeps.read_plan(Path("sweep.yaml")).runs
+    path = Path("sweep.yaml")
+
+    def planned(**grid):
+        shared = {"chapter": "training", "parameters": {"dataset": "glyphs", "image_size": 28}, "tuned": True}
+        path.write_text(json.dumps(shared | {"grid": grid}))
+        return sweeps.read_plan(path).runs
+
+    (run,) = planned(method=["proxy_anchor"], learning_rate=[0.5])
     assert run.given["loss_options"] == study.best["loss_options"]
     assert run.given["learning_rate"] == 0.5, "what is given wins"
-    with open("sweep.yaml", "w") as file:
-        json.dump(plan | {"grid": {"method": ["proxy_anchor", "triplet"]}}, file)
-    with pytest.raises(
-        ValueError, match="no tuning of triplet on glyphs .conv4, 28 px. is recorded; .*glbook tune triplet"
-    ):
-        sweeps.read_plan(Path("sweep.yaml"))
+    with pytest.raises(ValueError, match="no tuning of triplet on glyphs .conv4, 28 px. is .*; .*glbook tune triplet"):
+        planned(method=["proxy_anchor", "triplet"])
 
 
 def test_the_newest_study_of_each_method_counts(book):
@@ -133,27 +132,21 @@ def test_the_studies_of_the_book_are_of_recorded_trials_and_of_one_budget():
             assert trial["score"] == (record["metrics"]["R@1"] + record["metrics"]["MAP@R"]) / 2
         assert study.best == max(study.trials, key=lambda trial: trial["score"])["parameters"]
         # All other settings are the same for all methods, seed and batches included.
-        spaces = {"method", "classifier_learning_rate", "loss_options", *(n for n in study.space if "." not in n)}
-        shared = {
-            n: v for n, v in config.items() if n not in spaces | {"temperature", "num_anchors", "data_root", "device"}
-        }
-        assert shared == {n: made[found["cross_entropy"].trials[0]["run_id"]]["config"][n] for n in shared}
+        own = {"method", "classifier_learning_rate", "loss_options", "temperature", "num_anchors", *study.space}
+        shared = {name: value for name, value in config.items() if name not in own | {"data_root", "device"}}
+        first = made[found["cross_entropy"].trials[0]["run_id"]]["config"]
+        assert shared == {name: first[name] for name in shared}
 
 
-def test_bad_studies_are_refused(book, monkeypatch):
+def test_bad_studies_are_refused(book, monkeypatch, capsys):
     with pytest.raises(ValueError, match="method='lifted': must be one of group_loss, "):
         tuning.tune("lifted", GIVEN)
     for name, value in {"method": "triplet", "evaluate_on": "test", "choose_epochs": True, "keep": "final"}.items():
         with pytest.raises(ValueError, match=f"{name}=.*: a study sets it itself"):
             tuning.tune("group_loss", GIVEN | {name: value})
+    assert main(["tune", "group_loss", "-p", "method", "triplet"]) == 2
+    assert "method='triplet': a study sets it itself" in capsys.readouterr().err
+    assert book == []
     monkeypatch.setattr(tuning, "_score", lambda record: None)
     with pytest.raises(ValueError, match="method='triplet': none of its 12 trials went well"):
         tuning.tune("triplet", GIVEN)
-
-
-def test_a_method_cannot_be_given_twice(book):
-    parser = argparse.ArgumentParser()
-    cli.add_tuning_arguments(parser)
-    with pytest.raises(ValueError, match="method='triplet': a study sets it itself"):
-        cli.tune(parser.parse_args(["group_loss", "-p", "method", "triplet"]))
-    assert book == []

@@ -5,7 +5,9 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
+
+from glbook.commands import a_path
 
 if TYPE_CHECKING:
     import torch
@@ -16,17 +18,19 @@ if TYPE_CHECKING:
 
 __all__ = ["add_embed", "add_search"]
 
+Hits = list[list[tuple[float, str]]]  # of each query: similarities and names
+
 
 def add_embed(parser: argparse.ArgumentParser) -> None:
     """Give the parser of `glbook embed` its arguments."""
     _add_network(parser)
     parser.add_argument(
-        "images", nargs="+", type=_path, metavar="IMAGES",
+        "images", nargs="+", type=a_path, metavar="IMAGES",
         help="image files, and folders of them; further networks, NAME.safetensors, make an ensemble: their embeddings "
         "are normalised and concatenated",
     )  # fmt: skip
     parser.add_argument(
-        "-o", "--output", required=True, type=_path, metavar="FILE",
+        "-o", "--output", required=True, type=a_path, metavar="FILE",
         help="FILE.parquet, with columns path and embedding, or FILE.npy with the list of paths in FILE.npy.json",
     )  # fmt: skip
 
@@ -35,32 +39,24 @@ def add_search(parser: argparse.ArgumentParser) -> None:
     """Give the parser of `glbook search` its arguments."""
     _add_network(parser)
     queries = parser.add_argument(
-        "queries", nargs="+", type=_path, metavar="QUERY",
+        "queries", nargs="+", type=a_path, metavar="QUERY",
         help="image files, and folders of them; without any, or with -, they are read from the input, one a line",
     )  # fmt: skip
     # Not by nargs="*": with Python 3.11 that takes no query that stands behind an option.
     queries.required = False
-    parser.add_argument("--gallery", required=True, type=_path, metavar="DIR", help="the folder to search")
+    parser.add_argument("--gallery", required=True, type=a_path, metavar="DIR", help="the folder to search")
     parser.add_argument("-k", type=int, default=10, metavar="N", help="images to find for each query (%(default)s)")
-    parser.add_argument("--figure", type=_path, metavar="FILE.png", help="draw the images that were found")
+    parser.add_argument("--figure", type=a_path, metavar="FILE.png", help="draw the images that were found")
     parser.epilog = "The index of the gallery is kept in your cache folder, and follows the images when they change."
 
 
 def _add_network(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "network",
-        type=_path,
-        metavar="NETWORK",
+        "network", type=a_path, metavar="NETWORK",
         help="NAME.safetensors, with NAME.json beside it: what a training leaves",
-    )
+    )  # fmt: skip
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps (%(default)s)")
     parser.add_argument("--strict", action="store_true", help="refuse images that cannot be read: leave none out")
-
-
-def _path(text: str) -> Path:
-    if not text:
-        raise argparse.ArgumentTypeError("must not be empty")
-    return Path(text)
 
 
 def embed(options: argparse.Namespace) -> int:
@@ -78,9 +74,8 @@ def embed(options: argparse.Namespace) -> int:
 
     if output.suffix == ".parquet":
         require("pyarrow", extra="search")
-    more, paths = [], []
-    for path in options.images:
-        (more if path.suffix == ".safetensors" else paths).append(path)
+    more = [path for path in options.images if path.suffix == ".safetensors"]
+    paths = [path for path in options.images if path not in more]
     if not paths:
         raise ValueError("there is nothing to embed: must name images, or folders of them")
     device = devices.choose_device(options.device)
@@ -197,10 +192,8 @@ def _lines() -> Iterator[str]:
             yield line
 
 
-def _hits(
-    gallery: "Gallery", vectors: "torch.Tensor", queries: list[Path], k: int
-) -> list[list[tuple[float, str]]]:  # fmt: skip
-    """For each query the similarities and names of the images found; one that lies in the gallery is not its own."""
+def _hits(gallery: "Gallery", vectors: "torch.Tensor", queries: list[Path], k: int) -> Hits:
+    """The images found for each query; one that lies in the gallery is not its own."""
     similarity, index = gallery.search(vectors, k + 1)
     found = []
     for path, values, rows in zip(queries, similarity.tolist(), index.tolist(), strict=True):
@@ -210,7 +203,7 @@ def _hits(
     return found
 
 
-def _print_hits(gallery: "Gallery", queries: list[Path], hits: list[list[tuple[float, str]]]) -> None:
+def _print_hits(gallery: "Gallery", queries: list[Path], hits: Hits) -> None:
     """A table for each query. Of Euclidean embeddings the similarity is minus the squared distance."""
     for path, found in zip(queries, hits, strict=True):
         _print(path)
@@ -219,7 +212,7 @@ def _print_hits(gallery: "Gallery", queries: list[Path], hits: list[list[tuple[f
             _print(f"{rank:3}  {value:10.4f}  {gallery.root / name}")
 
 
-def _draw(gallery: "Gallery", queries: list[Path], hits: list[list[tuple[float, str]]]):
+def _draw(gallery: "Gallery", queries: list[Path], hits: Hits):
     from PIL import Image
 
     from gl_core._files import printable
@@ -231,12 +224,10 @@ def _draw(gallery: "Gallery", queries: list[Path], hits: list[list[tuple[float, 
         shown.thumbnail((256, 256))
         return shown
 
-    neighbours = [[picture(gallery.root / name) for _, name in found] for found in hits]
-    captions = [[f"{value:.2f}" for value, _ in found] for found in hits]
     return retrieval_gallery(
         [picture(path) for path in queries],
-        neighbours,
-        captions=captions,
+        [[picture(gallery.root / name) for _, name in found] for found in hits],
+        captions=[[f"{value:.2f}" for value, _ in found] for found in hits],
         titles=[printable(path.name) for path in queries],
     )
 
@@ -252,14 +243,12 @@ def _report_left_out(left_out: dict[Any, str], strict: bool) -> None:
         _say(f"glbook: {line}")
 
 
-def _print(line: object) -> None:
+def _print(line: object, file: TextIO | None = None) -> None:
     """Print a line without what a name of a file may do to a terminal."""
     from gl_core._files import printable
 
-    print(printable(str(line)), flush=True)
+    print(printable(str(line)), file=file, flush=True)
 
 
 def _say(line: str) -> None:
-    from gl_core._files import printable
-
-    print(printable(line), file=sys.stderr, flush=True)
+    _print(line, sys.stderr)

@@ -13,10 +13,7 @@ __all__ = ["add_arguments", "add_tuning_arguments", "run", "tune"]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="FILE.yaml", help="the runs (see book/sweeps)")
-    parser.add_argument(
-        "-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
-        help="a parameter of every run; may be given several times",
-    )  # fmt: skip
+    _add_parameters(parser, "a parameter of every run; may be given several times")
     parser.add_argument(
         "--keep", choices=("final", "tuning"), help="put the records into data/results, for this purpose"
     )
@@ -26,12 +23,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_tuning_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("methods", nargs="+", metavar="METHOD", help="group_loss, cross_entropy, proxy_anchor, ...")
-    parser.add_argument(
-        "-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
-        help="a parameter of every trial, such as the data set; may be given several times",
-    )  # fmt: skip
+    _add_parameters(parser, "a parameter of every trial, such as the data set; may be given several times")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the search (%(default)s)")
     _add_cluster_arguments(parser)
+
+
+def _add_parameters(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument(
+        "-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help=text
+    )
 
 
 def _add_cluster_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,19 +65,18 @@ def run(options: argparse.Namespace) -> int:
 
 def tune(options: argparse.Namespace) -> int:
     """Tune methods, one after another. Returns the exit status."""
-    from glbook import notebooks, tuning
+    from glbook import parameters, tuning
 
-    declared = notebooks.parameters("training")
+    declared = parameters.parameters("training")
     given = {
-        name: notebooks.parse_value(text, declared[name]) if name in declared else text
+        name: parameters.parse_value(text, declared[name]) if name in declared else text
         for name, text in options.parameters
     }
     for method in options.methods:
-        notebooks.check_parameters("training", {"method": method} | given)
+        parameters.check_parameters("training", {"method": method} | given)
     for method in options.methods:
-        study = tuning.tune(
-            method, given, seed=options.seed, scheduler=options.scheduler, workers=options.workers, say=_say
-        )
+        where = {"scheduler": options.scheduler, "workers": options.workers}
+        study = tuning.tune(method, given, seed=options.seed, say=_say, **where)
         scores = [f"{trial['score']:.3f}" if trial["score"] is not None else "failed" for trial in study.trials]
         _say(f"{method}: {study.score}: {' '.join(scores)} (the first with the defaults)")
         _say(f"{method}: best: {study.best}")
@@ -97,9 +96,8 @@ def _describe(plan: "Plan", options: argparse.Namespace) -> None:
         if state == "done":
             progress.end(run, made=False)
     print(f"\n{plan.name}: {len(plan.runs)} runs: " + ", ".join(f"{number} {state}" for state, number in count.items()))
-    at_once = options.workers or pool.local_workers(plan)
-    where = "on that cluster's workers" if options.scheduler else f"{at_once} at a time"
-    seconds = progress.seconds_left(1 if options.scheduler else at_once)
+    at_once = 1 if options.scheduler else options.workers or pool.local_workers(plan)
+    seconds = progress.seconds_left(at_once)
     if not progress.left:
         print("nothing is left to do")
     elif seconds is None:
@@ -107,7 +105,7 @@ def _describe(plan: "Plan", options: argparse.Namespace) -> None:
     elif options.scheduler:
         print(f"time: about {duration(seconds)} for one worker, by the records of like runs; divide by their number")
     else:
-        print(f"time: about {duration(seconds)}, {where}, by the records of like runs")
+        print(f"time: about {duration(seconds)}, {at_once} at a time, by the records of like runs")
 
 
 def _say(line: str) -> None:

@@ -28,7 +28,7 @@ A_LIST = 64
 class Approximate:
     """An inverted file: vectors in lists around centres, of which a query reads the nearest `lists_read`.
 
-    `recall` is the share of the exact 10 nearest that it found, over a sample of the gallery when it was built.
+    `recall` is the share of the exact 10 nearest that it found, over a sample of the gallery.
     """
 
     index: Any
@@ -37,16 +37,14 @@ class Approximate:
     metric: str
 
     def search(self, queries: Float[Tensor, "q d"], k: int) -> tuple[Float[Tensor, "q k"], Int[Tensor, "q k"]]:
-        """As `gl_core.evaluation.nearest_neighbours`, approximately. For cosine the queries must have length 1.
-
-        Where the lists that are read hold fewer than k vectors more of them are read, up to all.
-        """
+        """As `nearest_neighbours`, approximately. For cosine the queries must have length 1."""
         lists_read = self.lists_read
         while True:
             self.index.nprobe = lists_read
             similarity, index = self.index.search(np.ascontiguousarray(queries.numpy(), dtype=np.float32), k)
             if (index >= 0).all() or lists_read >= self.index.nlist:
                 break
+            # The lists that were read hold fewer than k vectors.
             lists_read = min(2 * lists_read, self.index.nlist)
         similarity = torch.from_numpy(similarity)
         return (similarity if self.metric == "cosine" else -similarity), torch.from_numpy(index)

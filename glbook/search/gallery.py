@@ -1,9 +1,8 @@
 """A folder of images that can be searched: their embeddings are kept on disk and brought up to date with the files.
 
-The index of a gallery lies in the user's cache folder, one for each network. A gallery may be read-only, and whatever
-lies in it is never taken for an index. Files and embeddings are tables of an SQLite database, to which images are added
-by the chunk, in one transaction: what was finished when a process is killed is kept, and nothing half done is seen. For
-the search the embeddings are copied into a file of raw float32, which is read in place.
+The index of a gallery lies in the user's cache folder, one for each network: an SQLite database, to which images are
+added by the chunk, in one transaction, so that what was finished when a process is killed is kept. For the search the
+embeddings are copied into a file of raw float32, which is read in place.
 
 A file is known again by its size and its times. Where these have changed, or may not tell, a hash of its content
 decides: what was only touched, moved or copied is not embedded again, and what was replaced by a file of the same size
@@ -20,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +29,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gl_core._files import atomic_write
 from gl_core.datasets.archive import open_files
 from gl_core.datasets.cache import cache_folder, locked
 from gl_core.evaluation import nearest_neighbours
@@ -80,17 +80,13 @@ class Gallery:
     embeddings: Float[np.ndarray, "n d"]
     metric: str
     rows: dict[tuple[int, int], int]  # of the files, by device and inode
-    fast: "approximate.Approximate | None" = None
+    fast: approximate.Approximate | None = None
 
     def search(self, queries: Float[Tensor, "q d"], k: int) -> tuple[Float[Tensor, "q k"], Int[Tensor, "q k"]]:
-        """The k images most similar to each query, best first, as `gl_core.evaluation.nearest_neighbours`.
+        """Similarities and rows, on the CPU, of the k images most similar to each query, best first.
 
-        Args:
-            queries: embeddings by the same network.
-            k: number of images; if there are fewer, all are found.
-
-        Returns:
-            Their similarities and their rows, on the CPU.
+        As `gl_core.evaluation.nearest_neighbours`; the queries are embeddings by the same network. If there are fewer
+        than k images, all are found.
         """
         k = min(k, len(self.names))
         queries = queries.cpu()
@@ -129,8 +125,8 @@ def open_gallery(
     Args:
         root: the folder.
         model: the network.
-        card: its card, as `gl_core.training.checkpoints.load` returns it. Of the strategies that it names those take
-            effect that concern a single image.
+        card: its card, as `gl_core.training.checkpoints.load` returns it. Of its strategies those that concern a single
+            image take effect.
         say: called with a line for the user.
         progress: show a bar if indexing takes more than a second.
 
@@ -151,7 +147,7 @@ def open_gallery(
     with locked(folder / "lock", waiting=lambda: say(f"{root}: another process is indexing it; waiting for that")):
         update = partial(_update, folder, root, present, model, card, progress)
         try:
-            index = update()
+            names, vectors, changes = update()
         except sqlite3.OperationalError as error:
             raise OSError(f"{folder}: the index cannot be read or written ({error})") from error
         except sqlite3.DatabaseError as error:
@@ -159,21 +155,19 @@ def open_gallery(
             os.replace(folder / DATABASE, folder / f"{DATABASE}.broken")
             # What SQLite would take for an unfinished change of the new one.
             (folder / f"{DATABASE}-journal").unlink(missing_ok=True)
-            index = update()
-        unreadable |= index.update.unreadable
-        if not index.names:
-            name, fault = next(iter(unreadable.items()))
-            raise ValueError(f"{root}: none of its {len(unreadable)} images can be read; {name}: {fault}")
+            names, vectors, changes = update()
+        changes.unreadable = unreadable | changes.unreadable
+        if not names:
+            name, fault = next(iter(changes.unreadable.items()))
+            raise ValueError(f"{root}: none of its {len(changes.unreadable)} images can be read; {name}: {fault}")
         # Copied when written to, which nobody does; read-only memory is what PyTorch warns of.
-        shape = (len(index.names), model.embedding_size)
-        embeddings = np.memmap(index.vectors, np.float32, "c", shape=shape)
+        embeddings = np.memmap(vectors, np.float32, "c", shape=(len(names), model.embedding_size))
         metric, fast = checkpoints.strategies(card).metric, None
-        if len(index.names) > EXACT_UP_TO:
-            fast = approximate.open_index(index.vectors.with_suffix(".faiss"), embeddings, metric, say=say)
-        _tidy(folder, index.vectors.stem)
-    rows = {present[name].identity: row for row, name in enumerate(index.names)}
-    gallery = Gallery(root, folder, index.names, embeddings, metric, rows, fast)
-    return gallery, replace(index.update, unreadable=unreadable)
+        if len(names) > EXACT_UP_TO:
+            fast = approximate.open_index(vectors.with_suffix(".faiss"), embeddings, metric, say=say)
+        _tidy(folder, vectors.stem)
+    rows = {present[name].identity: row for row, name in enumerate(names)}
+    return Gallery(root, folder, names, embeddings, metric, rows, fast), changes
 
 
 class _Look(NamedTuple):
@@ -194,17 +188,14 @@ def _look(path: str | os.PathLike) -> _Look:
 def _look_around(root: Path) -> tuple[dict[str, _Look], dict[str, str]]:
     """The images of a folder, each once, and why others are left out."""
     images = open_files(root)
-    present, unreadable, seen = {}, dict(images.left_out), set()
+    seen, unreadable = {}, dict(images.left_out)
     for name in images.names:
         try:
             found = _look(os.path.join(root, name))
+            seen.setdefault(found.identity, (name, found))
         except OSError as error:
             unreadable[name] = error.strerror
-            continue
-        if found.identity not in seen:
-            seen.add(found.identity)
-            present[name] = found
-    return present, unreadable
+    return dict(seen.values()), unreadable
 
 
 def _index_folder(root: Path, card: dict[str, Any]) -> Path:
@@ -233,17 +224,10 @@ class _File(NamedTuple):
     fault: str | None
 
 
-class _Index(NamedTuple):
-    """An index that is up to date: the images that are embedded, and the file of their embeddings."""
-
-    names: list[str]
-    vectors: Path
-    update: Update
-
-
 def _update(
     folder: Path, root: Path, present: dict[str, _Look], model: EmbeddingNet, card: dict[str, Any], progress: bool
-) -> _Index:
+) -> tuple[list[str], Path, Update]:
+    """Bring the index up to date. Returns the names of its images, the file of their embeddings, and what it took."""
     with contextlib.closing(sqlite3.connect(folder / DATABASE)) as database:
         database.executescript(SCHEMA)
         rows = database.execute("SELECT path, state, content, fault FROM files")
@@ -265,7 +249,7 @@ def _update(
         if not vectors.exists() or vectors.stat().st_size != size:
             _copy_embeddings(database, vectors, size)
     left_out |= {name: file.fault for name, file in files.items() if file.fault is not None}
-    return _Index(names, vectors, Update(embedded, len(removed), left_out))
+    return names, vectors, Update(embedded, len(removed), left_out)
 
 
 def _learn(
@@ -324,35 +308,30 @@ def _content(path: Path) -> str | None:
     """A hash of a file's content; None if it cannot be read."""
     with contextlib.suppress(OSError), open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-    return None
 
 
 def _state(path: Path) -> str | None:
     """The state of a file; None if it has gone."""
     with contextlib.suppress(OSError):
         return _look(path).state
-    return None
 
 
 def _copy_embeddings(database: sqlite3.Connection, path: Path, size: int) -> None:
     """Copy the embeddings of all files that have one, in the order of their names, into a file of `size` bytes."""
-    part = Path(f"{path}.part")
     query = "SELECT vector FROM files JOIN embeddings USING (content) WHERE fault IS NULL ORDER BY path"
     try:
-        with open(part, "wb") as file:
+        with atomic_write(path) as file:
             file.writelines(vector for (vector,) in database.execute(query))
-            file.flush()
-            os.fsync(file.fileno())
-        if part.stat().st_size != size:
-            raise sqlite3.DatabaseError("embeddings are missing")
-        os.replace(part, path)
+            if file.tell() != size:
+                raise sqlite3.DatabaseError("embeddings are missing")
     except OSError as error:
-        raise OSError(error.errno, f"the index cannot be written ({error.strerror})", str(part)) from error
+        raise OSError(error.errno, f"the index cannot be written ({error.strerror})", str(path)) from error
 
 
 def _tidy(folder: Path, current: str) -> None:
     """Remove copies of the embeddings, and what faiss made of them, that are out of date or were never finished."""
     for path in folder.iterdir():
-        if re.fullmatch(r"[0-9a-f]{16}\.(f32|faiss|recall)(\.part)?", path.name) and path.stem != current:
+        ours = r"[0-9a-f]{16}\.(f32|faiss|recall)(\.part)?|\.[0-9a-f]{16}\.tmp"
+        if re.fullmatch(ours, path.name) and path.stem != current:
             with contextlib.suppress(OSError):  # Windows keeps what another process is reading
                 path.unlink()

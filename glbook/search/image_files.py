@@ -81,9 +81,8 @@ def embed_files(
     *,
     progress: Callable[[int], object] = lambda count: None,
 ) -> Embedded:
-    """Embed image files by one network, or by an ensemble of several.
+    """Embed image files by one network, or by an ensemble of several, each with its own preparation and strategies.
 
-    The images are prepared for each network as in its evaluation, and embedded with the strategies that its card names.
     The embeddings of several networks are normalised and concatenated,
 
         e = (f_1 / |f_1|, ..., f_m / |f_m|),    so that <e, e'> is the sum of the m cosines.

@@ -14,14 +14,5 @@ from gl_core._lazy import lazily
 __all__ = ["Outcome", "Plan", "PlannedRun", "make_plan", "read_plan", "run_plan"]
 
 # Loaded when asked for: a run's process, and the command line, answer without torch.
-__getattr__ = lazily(
-    __name__,
-    {
-        "Outcome": "pool",
-        "Plan": "plan",
-        "PlannedRun": "plan",
-        "make_plan": "plan",
-        "read_plan": "plan",
-        "run_plan": "pool",
-    },
-)
+_PLAN = ("Plan", "PlannedRun", "make_plan", "read_plan")
+__getattr__ = lazily(__name__, dict.fromkeys(_PLAN, "plan") | {"Outcome": "pool", "run_plan": "pool"})

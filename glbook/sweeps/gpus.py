@@ -14,13 +14,16 @@ __all__ = ["count", "reserved"]
 PAUSE = 1.0  # seconds between two looks for a free one
 
 
+ANY = (None, "auto", "cuda")  # of the names of devices, those of no particular GPU
+
+
 def count(device: str | None) -> int:
     """How many GPUs this machine has for runs on that device: 0 if there are none, or the device is another."""
-    if device not in (None, "auto") and not device.startswith("cuda"):
+    if device not in ANY and not device.startswith("cuda"):
         return 0
     import torch
 
-    return torch.cuda.device_count() if device in (None, "auto", "cuda") else 1
+    return torch.cuda.device_count() if device in ANY else 1
 
 
 @contextlib.contextmanager
@@ -41,7 +44,7 @@ def reserved(device: str | None) -> Iterator[str | None]:
         for name in found:
             try:
                 with FileLock(folder / f"{name.replace('/', '-')}.lock", timeout=0):
-                    if device in (None, "auto", "cuda"):  # one that is named, as cuda:1, keeps its number
+                    if device in ANY:  # one that is named, as cuda:1, keeps its number
                         os.environ["CUDA_VISIBLE_DEVICES"] = name
                     yield name
                     return
@@ -57,7 +60,7 @@ def _candidates(device: str | None) -> list[str]:
         return []
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     visible = named.split(",") if named else [str(index) for index in range(available)]
-    if device in (None, "auto", "cuda"):
+    if device in ANY:
         return visible[:available]
     index = int(device.partition(":")[2] or 0)
     return [visible[index] if named and index < len(visible) else str(index)]

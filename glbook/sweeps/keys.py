@@ -1,6 +1,5 @@
 """What tells runs apart: two runs of the same key give the same result, and so only one of them is made."""
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -19,23 +18,20 @@ ADDED: dict[str, Any] = {}
 
 
 def run_key(chapter: str, parameters: Mapping[str, Any], config: Mapping[str, Any], data_version: str | None) -> str:
-    """The key of a run of a chapter, 16 hexadecimal digits.
+    """The key of a run of a chapter, 16 hexadecimal digits: a hash of all that its result depends on.
 
-    A hash of all that its result depends on: the chapter, its parameters, the settings of its training
-    (`Config.as_dict`, {} for a chapter that has none), the version of the data, and the version of the training code.
-    Where the data lie, on what device it is computed, and whether the record is kept, is no part of it.
+    That is the chapter, its parameters, the settings of its training (`Config.as_dict`, {} for a chapter that has
+    none), the version of the data, and that of the training code; not the settings of `WHERE`, nor what is kept.
     """
     own = {name: value for name, value in parameters.items() if name not in (*config, *WHERE, "keep")}
     counted = settings_that_count(config) if config else {}
-    for name, value in ADDED.items():
-        if counted.get(name) == value:
-            del counted[name]
+    counted = {name: value for name, value in counted.items() if name not in ADDED or ADDED[name] != value}
     content = json.dumps([chapter, own, counted, RESULTS_VERSION, data_version], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def settings_that_count(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a configuration without those of `WHERE`; those that are newer than it have their defaults."""
+    """The settings of a configuration without those of `WHERE`."""
     from gl_core.training.config import Config
 
     return {name: setting(config, name) for name in Config.names() if name not in WHERE}
@@ -45,8 +41,7 @@ def setting(config: Mapping[str, Any], name: str) -> Any:
     """A setting of a recorded configuration; one that is newer than the record had its default."""
     from gl_core.training.config import Config
 
-    default = {field.name: field.default for field in dataclasses.fields(Config)}
-    return config[name] if name in config else default.get(name)
+    return config.get(name, getattr(Config, name, None))
 
 
 @cache

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, ValidationError
 
 from gl_core.training import records
+from gl_core.training.config import Config
 from glbook import chapters, parameters, studies
 from glbook.sweeps import keys
 
@@ -89,24 +90,18 @@ def read_plan(path: Path, given: Mapping[str, Any] | None = None, keep: str | No
         keep: the purpose of the records, in place of the file's.
 
     Raises:
-        ValueError: in one line, for anything that could not run: a field, chapter or parameter that does not exist, an
-            empty list, a value of the wrong type, settings that `Config` refuses, data that are not there, the same run
-            twice.
+        ValueError: in one line, for anything that could not run: a field, chapter or parameter that does not exist, a
+            value of the wrong type, settings that `Config` refuses, data that are not there, the same run twice.
     """
-    given = dict(given or {})
+    given = given or {}
     file = read_file(path)
     try:
         for name in given:
             if name in file.varied:
                 raise ValueError(f"{name}: the file varies it, so it cannot be given")
-        return make_plan(
-            path.stem,
-            [parameters | given for parameters in file.each()],
-            varied=file.varied,
-            keep=file.keep if keep is None else keep,
-            threads=file.threads,
-            tuned=file.tuned,
-        )
+        runs = [parameters | given for parameters in file.each()]
+        keep = file.keep if keep is None else keep
+        return make_plan(path.stem, runs, varied=file.varied, keep=keep, threads=file.threads, tuned=file.tuned)
     except ValueError as error:
         raise ValueError(f"{path.name}: {error}") from error
 
@@ -156,8 +151,6 @@ def _planned(given: dict[str, Any], varied: Sequence[str], keep: str | None, tun
     settings = {word: parameter.default for word, parameter in declared.items()} | given
     config, data_version = {}, None
     if "dataset" in settings:
-        from gl_core.training.config import Config
-
         config = Config.from_parameters(settings).as_dict()
         data_version = keys.dataset_version(config["dataset"], config["data_root"])
     key = keys.run_key(chapter, settings, config, data_version)

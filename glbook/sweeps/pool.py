@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import os
 import queue
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +27,7 @@ __all__ = ["Outcome", "all_records", "local_workers", "run_plan"]
 # How often the process of a run may be killed before the run counts as failed.
 MOST_LOST = 5
 PAUSE = 1.0  # seconds between two looks at the runs that other sweeps make
-ANSWER = 8.0  # seconds within which a Dask scheduler answers
+ANSWER = 5.0  # seconds within which a Dask scheduler answers; a wrong address is to be told within 10
 MEMORY = 2 * 2**30  # what a run is reckoned to need, bytes
 
 # Starts runs, and returns their futures in order.
@@ -37,12 +36,11 @@ Submit = Callable[[Sequence[PlannedRun]], Sequence[Any]]
 
 @dataclass
 class Outcome:
-    """What a sweep left: its runs' records, the errors of those that failed, by name, the number done, and the time."""
+    """What a sweep left: its runs' records, the errors of those that failed, by name, and the number done."""
 
     records: list[dict[str, Any]] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     done: int = 0
-    seconds: float = 0.0
 
 
 def all_records() -> list[dict[str, Any]]:
@@ -74,7 +72,7 @@ def run_plan(
     Whatever ends it, what is done is kept, and the same call goes on from there.
 
     Args:
-        plan: see `read_plan`.
+        plan: the runs.
         scheduler: the address of a Dask scheduler whose workers reach the folder of this book; None: this machine.
         workers: how many runs at a time on this machine; None: `local_workers`.
         say: is told each line of progress.
@@ -85,7 +83,7 @@ def run_plan(
     Raises:
         ValueError: no Dask scheduler answers at that address.
     """
-    began, outcome, store = time.monotonic(), Outcome(), Store()
+    outcome, store = Outcome(), Store()
     progress = Progress(plan.runs, all_records())
     at_once = local_workers(plan) if workers is None else workers
 
@@ -113,11 +111,12 @@ def run_plan(
             todo.append(run)
     say(f"{plan.name}: {len(plan.runs)} runs, {progress.line(at_once)}")
     if todo:
-        with _workers(plan, scheduler, min(at_once, len(todo))) as submit:
+        made_by = _this_machine(plan, min(at_once, len(todo))) if scheduler is None else _cluster(plan, scheduler)
+        with made_by as submit:
             for run, result in _results(todo, submit, store):
                 words = take(run, result)
                 say(f"{progress.line(at_once)} · {run.name}: {words}")
-    outcome.done, outcome.seconds = progress.done, time.monotonic() - began
+    outcome.done = progress.done
     return outcome
 
 
@@ -161,10 +160,6 @@ def _results(todo: Sequence[PlannedRun], submit: Submit, store: Store) -> Iterat
                 start([run])
 
 
-def _workers(plan: Plan, scheduler: str | None, workers: int) -> contextlib.AbstractContextManager[Submit]:
-    return _this_machine(plan, workers) if scheduler is None else _cluster(plan, scheduler)
-
-
 @contextlib.contextmanager
 def _this_machine(plan: Plan, workers: int) -> Iterator[Submit]:
     """Threads, each of which waits for the process of a run. When they are left, the processes end."""
@@ -185,8 +180,7 @@ def _cluster(plan: Plan, address: str) -> Iterator[Submit]:
 
         def submit(runs: Sequence[PlannedRun]) -> Sequence[Any]:
             # Dask keeps what it knows under these names, so no two tasks have the same. As a group of many they wait at
-            # the scheduler until a worker is free. Tasks that each have a name of their own are dealt out at once, by a
-            # guess of how long they take, and one worker may end with all that is left.
+            # the scheduler until a worker is free; each under a name of its own, they would be dealt out at once.
             names = [(group, f"{run.chapter} {run.name} {os.urandom(4).hex()}") for run in runs]
             made = client.map(run_one, [_spec(plan, run) for run in runs], key=names, pure=False)
             futures.extend(made)
@@ -207,8 +201,10 @@ def _client(address: str) -> "Client":
             await scheduler.identity()
 
     try:
-        # A client that meets another server than a scheduler waits for ever.
-        asyncio.run(asyncio.wait_for(greet(), ANSWER))
+        # A client that meets another server than a scheduler waits for ever. In a thread, as a notebook has an event
+        # loop of its own.
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(asyncio.run, asyncio.wait_for(greet(), ANSWER)).result()
         return distributed.Client(address, timeout=ANSWER)
     except (OSError, TimeoutError, ValueError, TypeError) as error:
         raise ValueError(f"--scheduler {address}: no Dask scheduler answers there") from error
@@ -230,9 +226,7 @@ def _spec(plan: Plan, run: PlannedRun) -> dict[str, Any]:
 def _headline(made: Sequence[dict[str, Any]]) -> str:
     parts = []
     for record in made:
-        metrics = record.get("metrics", {})
+        metrics, seconds = record.get("metrics", {}), record.get("wall_time_s")
         words = [f"{name} {metrics[name]:.3f}" for name in ("R@1", "MAP@R") if name in metrics]
-        if record.get("wall_time_s") is not None:
-            words.append(f"({duration(record['wall_time_s'])})")
-        parts.append(" ".join(words))
+        parts.append(" ".join(words + ([] if seconds is None else [f"({duration(seconds)})"])))
     return "; ".join(filter(None, parts)) or "done"

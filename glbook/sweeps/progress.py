@@ -14,10 +14,8 @@ ALIKE = ("dataset", "backbone", "image_size", "choose_epochs")
 
 
 def expected_seconds(run: PlannedRun, records: Sequence[Mapping[str, Any]]) -> float | None:
-    """How long a run will take, from the records of like ones: the median time of an epoch, times the epochs.
-
-    Like is a run on the same data with the same backbone and image size; None where there is none.
-    """
+    """How long a run will take: its epochs times the median time of one in the records on the same data with the same
+    backbone and image size; None where there are none."""
     if "dataset" not in run.settings:
         return None
     epochs = []
@@ -47,30 +45,26 @@ class Progress:
 
     def __init__(self, runs: Sequence[PlannedRun], records: Sequence[Mapping[str, Any]]) -> None:
         self.done, self.failed = 0, 0
-        self._left = {run.key: expected_seconds(run, records) for run in runs}
+        self.left = {run.key: expected_seconds(run, records) for run in runs}
         self._began, self._made = time.monotonic(), 0
-
-    @property
-    def left(self) -> int:
-        return len(self._left)
 
     def end(self, run: PlannedRun, *, well: bool = True, made: bool = True) -> None:
         """A run has ended; not `made` here: it was done before, or by others."""
-        self._left.pop(run.key, None)
+        self.left.pop(run.key, None)
         self._made += made
         self.done += well
         self.failed += not well
 
     def seconds_left(self, at_once: int) -> float | None:
         """None where nothing is known yet."""
-        if not self._left:
+        if not self.left:
             return 0.0
         if self._made:
-            return (time.monotonic() - self._began) / self._made * len(self._left)
-        expected = [seconds for seconds in self._left.values() if seconds is not None]
-        return sum(expected) / max(1, min(at_once, len(expected))) if len(expected) == self.left else None
+            return (time.monotonic() - self._began) / self._made * len(self.left)
+        expected = [seconds for seconds in self.left.values() if seconds is not None]
+        return sum(expected) / max(1, min(at_once, len(expected))) if len(expected) == len(self.left) else None
 
     def line(self, at_once: int) -> str:
         left = self.seconds_left(at_once)
-        time_left = "" if not self._left else ", time unknown" if left is None else f", about {duration(left)}"
-        return f"{self.done} done, {self.failed} failed, {self.left} left{time_left}"
+        time_left = "" if not self.left else ", time unknown" if left is None else f", about {duration(left)}"
+        return f"{self.done} done, {self.failed} failed, {len(self.left)} left{time_left}"

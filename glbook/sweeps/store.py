@@ -1,14 +1,15 @@
 """The runs that are made, being made, or failed: what several sweeps, also on several machines, know of each other.
 
 Whoever makes a run holds the lock on `_build/sweeps/<key>.lock`, which ends with its process, and looks for a record
-when it has the lock. The record's file is named by the key and created only if there is none. Beside the lock lies what
-else is known: `<key>.failed`, the error and traceback of the last attempt; `<key>.done`, for a run that leaves no
-records.
+when it has the lock. Beside the lock lie `<key>.failed`, the error and traceback of the last attempt, and `<key>.done`,
+for a run that leaves no records.
 """
 
+import contextlib
 import json
 import os
 import shutil
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -78,17 +79,18 @@ class Store:
 
         Raises ValueError, naming the file, for a record that is broken.
         """
-        found: dict[str | None, list[dict[str, Any]]] = {}
-        for path in sorted(self._records(key), key=lambda path: path.stem):
-            record = _read(path)
-            found.setdefault(record.get("purpose"), []).append(record)
-        made = max(found.values(), key=len, default=[])
-        if purpose is None or len(found.get(purpose, [])) == len(made):
-            return made if purpose is None else found.get(purpose, [])
-        copies = [record | {"purpose": purpose} for record in made]
-        for number, record in enumerate(copies, 1):
-            self._write(key, record, number)
-        return copies
+        found = [_read(path) for path in sorted(self._records(key), key=lambda path: path.stem)]
+        by_purpose = defaultdict(list)
+        for record in found:
+            by_purpose[record.get("purpose")].append(record)
+        made = max(by_purpose.values(), key=len, default=[])
+        if purpose is None:
+            return made
+        if len(by_purpose[purpose]) < len(made):
+            by_purpose[purpose] = [record | {"purpose": purpose} for record in made]
+            for number, record in enumerate(by_purpose[purpose], 1):
+                self._write(key, record, number)
+        return by_purpose[purpose]
 
     def fail(self, key: str, error: str, trace: str) -> None:
         """Note that the run failed. Only with the lock."""
@@ -97,8 +99,7 @@ class Store:
 
     def failure(self, key: str) -> str:
         """Why the last attempt failed."""
-        text = self._path(key, "failed").read_text(encoding="utf-8", errors="replace")
-        return text.split("\n\n")[0]
+        return self._path(key, "failed").read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
 
     def forget_failure(self, key: str) -> None:
         self._path(key, "failed").unlink(missing_ok=True)
@@ -126,10 +127,9 @@ class Store:
 
     def _write(self, key: str, record: dict[str, Any], number: int) -> None:
         folder = self.root / ("_build" if record.get("purpose") is None else "data") / "results"
-        try:
+        # An attempt that was killed here, or another sweep, may have put the same there.
+        with contextlib.suppress(FileExistsError):
             records.write_record(record, folder, self.name(record | {"key": key}, number))
-        except FileExistsError:
-            pass  # an attempt that was killed here, or another sweep, has put the same there
 
     @staticmethod
     def name(record: Mapping[str, Any], number: int) -> str:

@@ -48,8 +48,7 @@ def run_one(spec: dict[str, Any], children: Children | None = None) -> dict[str,
     """Make a run, unless another process makes it or has made it.
 
     Args:
-        spec: plain values, so that it can be sent to other machines: root (the folder of the book), key, data_version,
-            results_version, chapter, given (its parameters), threads, and the device that the run is for.
+        spec: what `glbook.sweeps.pool` says of the run: plain values, so that it can be sent to other machines.
         children: holds the run's process as long as it lives.
 
     Returns:
@@ -86,9 +85,7 @@ def make(spec: dict[str, Any]) -> dict[str, Any]:
                 return {"state": "elsewhere"}
             try:
                 if spec["results_version"] != RESULTS_VERSION:
-                    raise ValueError(
-                        "the code on this worker is not that which the sweep was planned with; start it again"
-                    )
+                    raise ValueError("the code on this worker is not that of the sweep; start it again")
                 staged = store.begin(key)
                 with gpus.reserved(spec["device"]) as gpu:
                     _execute(spec, staged, on_gpu=gpu is not None)

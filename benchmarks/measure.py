@@ -26,10 +26,11 @@ MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 class Case:
     """Something that is done by several sides.
 
-    `sides` maps a name, ours first, to a function without arguments; `prepare` makes them, so that a process that measures one
-    side builds nothing twice. `agree` raises an error if what the sides returned, by name, is not the same thing. `target` is in
-    words; `bounds` maps a side to the speed-up over it that is aimed at (below 1: that much slower is admitted), `seconds` and
-    `megabytes` bound our own time and extra memory, `memory_share` ours as a share of the other side's.
+    `sides` maps a name, ours first, to a function without arguments; `prepare` makes them, so that a process that
+    measures one side builds nothing twice. `agree` raises an error if what the sides returned, by name, is not the same
+    thing. `target` is in words; `bounds` maps a side to the speed-up over it that is aimed at (below 1: that much slower
+    is admitted), `seconds` and `megabytes` bound our own time and extra memory, `memory_share` ours as a share of the
+    other side's.
     """
 
     name: str

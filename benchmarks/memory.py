@@ -1,7 +1,7 @@
 """One side of one case in a fresh process: prints the extra memory of a call in 10^6 bytes, the second one.
 
-The first call starts threads and fills caches. With `MALLOC` all that it takes goes back to the system, so that the second one
-takes it anew.
+The first call starts threads and fills caches. With `MALLOC` all that it takes goes back to the system, so that the
+second one takes it anew.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Exact retrieval metrics of Stanford Online Products' size, against a bare matrix product and pytorch-metric-learning."""
+"""Exact retrieval metrics of Stanford Online Products' size, against a bare product and pytorch-metric-learning."""
 
 import math
 
@@ -35,7 +35,8 @@ def cases(quick: bool) -> list[Case]:
             repeats=1 if n > 40_000 else 3,
             **(
                 {
-                    "target": "at most 1.5 times the bare product with top-k, under 2 GB, faster than pytorch-metric-learning",
+                    "target": "at most 1.5 times the bare product with top-k, under 2 GB, faster than "
+                    "pytorch-metric-learning",
                     "bounds": {BARE: 1 / 1.5, PML: 1.0},
                     "megabytes": 2000,
                 }

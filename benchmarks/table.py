@@ -25,8 +25,8 @@ def markdown(record: dict[str, Any]) -> str:
     lines = [
         "# Results of the benchmarks",
         "",
-        f"{record['device']}; {record['gpu'] or 'no GPU'}; torch {record['versions']['torch']}; commit {record['commit']}; "
-        f"{record['created'][:10]}; {min(loads):.1f} to {max(loads):.1f} processes wanted a core meanwhile. "
+        f"{record['device']}; {record['gpu'] or 'no GPU'}; torch {record['versions']['torch']}; "
+        f"commit {record['commit']}; {record['created'][:10]}; {min(loads):.1f} to {max(loads):.1f} processes wanted a core meanwhile. "
         "Written by `make bench`.",
         "",
         f"{sum(row['met'] for row in aimed)} of {len(aimed)} targets are met.",
@@ -44,7 +44,8 @@ def _line(row: dict[str, Any]) -> str:
     memory = row["megabytes"][OURS]
     peers = ", ".join(f"{value:.2f} x {name}" for name, value in row["speedup"].items())
     target = row["target"] and f"{row['target']}: {'met' if row['met'] else '**not met**'}"
-    return f"| {row['case']} | {seconds(row['seconds'][OURS])} | {'' if memory is None else f'{memory:,.0f} MB'} | {peers} | {target} |"
+    cells = [row["case"], seconds(row["seconds"][OURS]), "" if memory is None else f"{memory:,.0f} MB", peers, target]
+    return f"| {' | '.join(cells)} |"
 
 
 def seconds(value: float) -> str:

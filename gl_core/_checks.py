@@ -24,6 +24,11 @@ def temperature(value: float) -> None:
         raise ValueError(f"temperature={value}: must be above 0 (the published settings lie between 24 and 79)")
 
 
+def weight(name: str, value: float) -> None:
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name}={value}: must be a finite number, 0 or more")
+
+
 def count(name: str, value: int, least: int) -> int:
     """`value` is a whole number, `least` or more. Returns it as an int."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:

@@ -85,8 +85,7 @@ class _Settings:
                 f"path='fast': knows replicator dynamics of up to {ITERATIONS[-1]} iterations, "
                 f"not {self.dynamics} dynamics of {self.num_iterations}"
             )
-        if not 0 <= self.cross_entropy_weight < math.inf:
-            raise ValueError(f"cross_entropy_weight={self.cross_entropy_weight}: must be a finite number, 0 or more")
+        _checks.weight("cross_entropy_weight", self.cross_entropy_weight)
 
     @property
     def has_fast_path(self) -> bool:

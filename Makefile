@@ -61,7 +61,7 @@ check: setup
 	$(PYTEST) -m "not slow and not book"
 
 test: setup browser
-	$(PYTEST) -m "not book"
+	$(PYTEST) -m "not book and not thorough"
 
 test-all: setup browser
 	$(BIN)/glbook book

@@ -81,7 +81,7 @@ def _settings() -> Config:
 
 
 def whole_step(config: Config, num_classes: int) -> dict[str, Callable[[], float]]:
-    """A step of training from images that are stored on the device, and one of the bare model; both with the same optimiser."""
+    """A training step from images stored on the device, and one of the bare model; both with the same optimiser."""
     device = devices.choose_device(config.device)
     fabric = devices.fabric(device, config.precision)
     labels = torch.arange(config.classes_per_batch, device=device).repeat_interleave(config.samples_per_class)

@@ -28,7 +28,7 @@ class Case:
 
     `sides` maps a name, ours first, to a function without arguments; `prepare` makes them, so that a process that
     measures one side builds nothing twice. `agree` raises an error if what the sides returned, by name, is not the same
-    thing. `target` is in words; `bounds` maps a side to the speed-up over it that is aimed at (below 1: that much slower
+    thing. `target` is in words; `bounds` maps a side to the speed-up over it that is aimed at (below 1: so much slower
     is admitted), `seconds` and `megabytes` bound our own time and extra memory, `memory_share` ours as a share of the
     other side's.
     """

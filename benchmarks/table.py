@@ -26,8 +26,8 @@ def markdown(record: dict[str, Any]) -> str:
         "# Results of the benchmarks",
         "",
         f"{record['device']}; {record['gpu'] or 'no GPU'}; torch {record['versions']['torch']}; "
-        f"commit {record['commit']}; {record['created'][:10]}; {min(loads):.1f} to {max(loads):.1f} processes wanted a core meanwhile. "
-        "Written by `make bench`.",
+        f"commit {record['commit']}; {record['created'][:10]}; "
+        f"{min(loads):.1f} to {max(loads):.1f} processes wanted a core meanwhile. Written by `make bench`.",
         "",
         f"{sum(row['met'] for row in aimed)} of {len(aimed)} targets are met.",
     ]

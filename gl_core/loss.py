@@ -3,7 +3,6 @@
 Source: Elezi et al., "The Group Loss for Deep Metric Learning", ECCV 2020; settings from the authors' released code.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial

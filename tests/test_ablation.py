@@ -44,6 +44,7 @@ def test_the_cases_of_all_strategies():
         ALL.only(["magic"])
 
 
+@pytest.mark.slow
 def test_a_run_is_recorded_with_its_search(config, tmp_path):
     done = ablation.run(config, keep="tuning", progress=False)
     table = runs.load_runs(tmp_path / "data" / "results")

@@ -54,6 +54,7 @@ def test_the_peak_of_memory_is_that_since_it_was_forgotten():
     assert 75e6 < peak - before < 100e6 and now - before < 40e6
 
 
+@pytest.mark.slow
 def test_memory_is_measured_in_a_process_of_its_own():
     (found,) = parts.load("reranking", quick=True)
     megabytes = measure.extra_memory("reranking", found.name, measure.OURS, quick=True)

@@ -77,6 +77,7 @@ def test_a_failing_chapter_keeps_its_traceback_and_no_stamp(book):
     assert "glbook" not in nbformat.read(output, 4).metadata
 
 
+@pytest.mark.slow
 def test_a_kernel_that_dies_is_a_failure_that_says_so(book):
     output = book / "died.ipynb"
     with pytest.raises(notebooks.ChapterError, match="DeadKernelError: .*enough memory"):
@@ -89,6 +90,7 @@ def build() -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-m", "glbook", "book"], capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_only_what_has_changed_is_built_again(book):
     def state() -> dict:
         return {path: path.stat().st_mtime_ns for path in (book / "_build").rglob("*") if path.is_file()}
@@ -123,6 +125,7 @@ def test_only_what_has_changed_is_built_again(book):
     assert "Another text" in (book / "_build" / "html" / "intro.html").read_text(), "the last good pages stay"
 
 
+@pytest.mark.slow
 def test_two_builds_at_once_wait_for_each_other(book):
     nbformat.write(chapter_of([PARAMETERS, "import time; time.sleep(3)"]), book / "book" / "training.ipynb")
     command = {"args": [sys.executable, "-m", "glbook", "book"], "stderr": subprocess.PIPE, "text": True}
@@ -134,6 +137,7 @@ def test_two_builds_at_once_wait_for_each_other(book):
     assert (book / "_build" / "html" / "training.html").is_file()
 
 
+@pytest.mark.slow
 def test_a_failing_chapter_ends_the_build_in_one_line(book):
     nbformat.write(chapter_of([PARAMETERS, "{}['key']"]), book / "book" / "training.ipynb")
     done = build()
@@ -159,6 +163,7 @@ folder.mkdir(parents=True, exist_ok=True)
 """
 
 
+@pytest.mark.slow
 def test_the_loops_of_the_page_on_runs_work(book):
     """On a chapter that only writes a record, but with the page's very words."""
     nbformat.write(chapter_of([PARAMETERS, RECORD]), book / "book" / "training.ipynb")

@@ -57,6 +57,7 @@ def test_help_and_version(capsys):
         assert ended.value.code == 0 and text in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_prints_metrics_and_where_notebook_and_record_are(book, images):
     """Started below the project, with a path seen from there, and of two runs at once each finds its own record."""
     below = book / "book"
@@ -87,6 +88,7 @@ def test_a_run_prints_metrics_and_where_notebook_and_record_are(book, images):
     assert glbook(book, "results", "--method", "cross_entropy").stdout == "no records\n"
 
 
+@pytest.mark.slow
 def test_kept_runs_go_to_the_tracked_folder(book, images):
     done = glbook(book, *TRAIN, images, "--keep", "tuning", "-p", "epochs", "0")
     assert done.returncode == 0, done.stderr
@@ -126,6 +128,7 @@ def test_bad_input_gives_one_line_and_leaves_nothing(book, monkeypatch, capfd, a
     assert left_behind(book) == set()
 
 
+@pytest.mark.slow
 def test_bad_input_to_the_real_command(book):
     done = glbook(book, "run", "training", "-p", "epochs", "many")
     assert (done.returncode, done.stdout) == (2, "")
@@ -140,6 +143,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_goes_wrong_in_a_chapter_is_one_line_and_a_traceback_in_the_notebook(book, tmp_path, fault):
     arguments, message = FAULTS[fault]
@@ -157,6 +161,7 @@ def test_what_goes_wrong_in_a_chapter_is_one_line_and_a_traceback_in_the_noteboo
         assert left == set()
 
 
+@pytest.mark.slow
 def test_one_broken_photo_and_a_lone_one_are_left_out_and_named(book, tmp_path):
     folder = make_images(tmp_path / "set", classes=5)
     (folder / "class0" / "2.png").write_bytes(b"this is no image")
@@ -183,6 +188,7 @@ def interrupted(book, arguments, begun) -> tuple[str, str]:
     return output, errors.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_says_so_and_goes_on(book, images):
     command = [*TRAIN, images, "-p", "epochs", "100"]
     said = interrupted(book, command, lambda: list((book / "_build" / "checkpoints").glob("*/final.pt")))
@@ -197,6 +203,7 @@ def test_an_interrupted_training_says_so_and_goes_on(book, images):
     assert len(json.loads((book / path).read_text())["history"]) == 100
 
 
+@pytest.mark.slow
 def test_the_interrupted_kernel_is_gone(book):
     """A chapter that would sleep for an hour does not outlive the command."""
     sleep = "import os, pathlib, time\npathlib.Path('pid').write_text(str(os.getpid()))\ntime.sleep(3600)"
@@ -212,6 +219,7 @@ def test_the_interrupted_kernel_is_gone(book):
     pytest.fail("the kernel still runs")
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_is_no_error(book):
     done = subprocess.run(f"'{GLBOOK}' results | true", shell=True, cwd=book, capture_output=True, text=True)
     assert done.stderr == ""

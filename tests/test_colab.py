@@ -67,6 +67,7 @@ def colab(tmp_path_factory):
     return Colab(tmp_path_factory.mktemp("colab"))
 
 
+@pytest.mark.slow
 def test_the_first_cell_installs_the_library_and_leaves_torch(colab):
     output, work = colab.run(NOTEBOOKS[0], "first")
     *_, package, version = output.split()
@@ -90,6 +91,8 @@ def test_the_first_cell_is_the_same_everywhere_and_clones_the_branch_of_the_badg
     assert other["metadata"]["accelerator"] == "GPU"
 
 
+@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", WHOLE)
 def test_a_whole_chapter_runs(colab, name):
     output, _ = colab.run(ROOT / "book" / f"{name}.ipynb", "whole")

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 # In a process of its own, where no other test has used the loops.
 FORMS = """
 import sys, torch
@@ -25,6 +27,8 @@ for loop in loops:
 """
 
 
+@pytest.mark.slow
+@pytest.mark.thorough
 def test_no_loop_is_compiled_after_setup():
     done = subprocess.run([sys.executable, "-c", FORMS], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -144,6 +144,7 @@ def test_a_root_that_is_missing_or_no_archive(name, tmp_path):
 # cars196_half
 
 
+@pytest.mark.slow
 def test_cars_by_protocol(shared, tmp_path):
     cars = shared / "data" / "cars196-crops-128.tar"
     check_contract(lambda split: datasets.load("cars196_half", cars, split))

@@ -147,6 +147,7 @@ def test_two_processes_have_the_loss_the_gradients_and_the_evaluation_of_one(tmp
     assert [found["evaluation"]["main"] for found in two] == [True, False]
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_two_processes_train_as_one_and_leave_one_record(tmp_path, monkeypatch):
     # Twelve classes of eight glyphs as files, half of them for training: two batches of 3 x 8 are an epoch.

@@ -52,6 +52,7 @@ def generator(seed):
     return torch.Generator().manual_seed(seed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("on_a_grid", [True, False])
@@ -66,6 +67,7 @@ def test_agrees_with_the_slow_version(metric, dtype, on_a_grid, num_classes):
         assert retrieval_metrics(*given_sets, metric=metric) == pytest.approx(slow, abs=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 @pytest.mark.parametrize("num_queries", [1, 333])
@@ -181,6 +183,7 @@ def test_equal_similarities_come_in_the_order_of_the_gallery():
     assert index.tolist() == [[1, 2, 3, 4, 0, 5]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", METRICS)
 def test_chunk_size_changes_nothing(metric, monkeypatch):
     g = generator(2)

@@ -59,6 +59,7 @@ def assert_paths_agree(case, **keywords):
         assert (actual - expected).abs().max() <= TOLERANCE[actual.dtype] * largest
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(data=st.data())
 def test_it_equals_the_plain_path_in_float64(way, data):

@@ -44,6 +44,7 @@ def pixels(dataset, index=None) -> np.ndarray:
     return np.stack([np.asarray(dataset[int(i)][0])[:, :, 0] for i in index])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["glyphs", "glyphs_half", "glyphs_reid", "glyphs_reid_half"])
 def test_contract(kept, name):
     check_contract(lambda split: datasets.load(name, kept, split))
@@ -89,6 +90,7 @@ def test_every_letter_is_whole_and_on_white(every):
     assert ink.min() > 20 and ink.max() < 500
 
 
+@pytest.mark.slow
 def test_a_new_process_draws_the_same_pixels(tmp_path, every):
     code = "import sys; from gl_core import datasets; datasets.load('glyphs', sys.argv[1])"
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, env=os.environ | {"PYTHONHASHSEED": "1"})

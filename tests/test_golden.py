@@ -67,6 +67,7 @@ def images(tmp_path_factory):
     return make_images(tmp_path_factory.mktemp("golden"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_results_are_those_of_their_version(images, tmp_path, monkeypatch, name):
     lay_book(tmp_path)

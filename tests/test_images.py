@@ -42,6 +42,7 @@ def pixels(array, size, **settings):
     return image[0].permute(1, 2, 0).numpy()
 
 
+@pytest.mark.slow
 def test_held_and_decoded_by_batches_are_the_same(pictures):
     # Held; decoded by threads; decoded by another process, which stays for a second pass.
     held, threads = ImageStore(pictures, 32), ImageStore(pictures, 32, memory=0, workers=0)
@@ -56,6 +57,7 @@ def test_held_and_decoded_by_batches_are_the_same(pictures):
             assert a_labels.tolist() == b_labels.tolist() == batch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_that_cannot_be_read_is_named_also_from_a_worker(pictures, workers):
     pictures.images[7] = None
@@ -89,6 +91,7 @@ def test_a_rectangle_is_cut_out_or_squeezed_in():
     np.testing.assert_allclose(centre, array[0, 10:30, 0].reshape(10, 2).mean(1)[1:-1], atol=1.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("w", [31, 211, 500])
 def test_no_size_makes_the_part_leave_the_image(w):
     for size in (28, 29, (37, 18), (17, 36)):

@@ -31,6 +31,7 @@ def run(code: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_snippet_of_the_readme_trains_on_the_base_packages():
     snippet = (ROOT / "README.md").read_text().split("```python\n")[1].split("```")[0]
     assert "from gl_core import" in snippet
@@ -48,6 +49,7 @@ assert loss_of_batch.isfinite() and 0 <= metrics["R@1"] <= 1
     run(before + snippet + after)
 
 
+@pytest.mark.slow
 def test_all_metrics_work_on_the_base_packages():
     run("""
 import torch
@@ -59,6 +61,7 @@ models.linear_probe(models.build("conv4")(torch.rand(4, 3, 28, 28)).detach(), to
 """)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("call", "package", "extra"),
     [
@@ -78,6 +81,7 @@ except ImportError as error:
     assert f'pip install "gl_core[{extra}]"' in said and said.split()[0] == package
 
 
+@pytest.mark.slow
 def test_the_import_is_quick_and_loads_nothing_else():
     """What `import gl_core` and its ten names cost beyond torch: the least of three, as the machine has neighbours."""
     code = """

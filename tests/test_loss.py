@@ -144,6 +144,7 @@ def gradients(function, *arguments):
     return [value.detach(), *torch.autograd.grad(value, [a for a in arguments if a.requires_grad])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("C", "T"), [(6, 3), (3000, 0), (3000, 1), (3000, 2)])
 def test_compiles_to_one_graph(C, T):
     loss = GroupLoss(C, 8, num_iterations=T)

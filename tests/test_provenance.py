@@ -94,6 +94,7 @@ def test_the_command_of_a_configuration_runs_that_configuration(chosen):
     assert provenance.command(config, keep=None) == line.removesuffix(" --keep final")
 
 
+@pytest.mark.slow
 def test_the_command_of_every_recorded_run_gives_its_configuration():
     for _, row in runs.load_runs(ROOT / "data" / "results").iterrows():
         made = configuration_of(provenance.command(row)).as_dict()
@@ -143,6 +144,7 @@ def test_commands_are_listed_with_that_of_the_whole_sweep():
     assert "records these runs" in provenance.commands(table.iloc[:0], "book/sweeps/one.yaml").data
 
 
+@pytest.mark.slow
 def test_the_command_of_a_record_gives_the_same_metrics(tmp_path, monkeypatch):
     """A run from Python, and by the shell with the command that its record leads to: to the last digit, on one CPU."""
     from gl_core import training

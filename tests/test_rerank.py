@@ -123,6 +123,7 @@ def test_a_missing_package_is_named_when_it_is_needed(monkeypatch, missing):
         rerank.k_reciprocal(np.eye(4), k1=2, k2=1)
 
 
+@pytest.mark.slow
 def test_loops_are_compiled_where_nothing_can_be_kept(monkeypatch):
     monkeypatch.setattr(numba.core.caching.CacheImpl, "_locator_classes", [])
     monkeypatch.delitem(sys.modules, "gl_core._rerank_loops")
@@ -132,6 +133,7 @@ def test_loops_are_compiled_where_nothing_can_be_kept(monkeypatch):
     assert sizes.tolist() == [2, 2, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("images", [np.ones((6, 3)), np.zeros((2, 3))])
 def test_identical_images(images):
     neighbours = len(images) - 1

@@ -180,6 +180,8 @@ def write_batches(fabric, folder):
     (folder / f"{fabric.global_rank}.json").write_text(json.dumps(batches))
 
 
+@pytest.mark.slow
+@pytest.mark.thorough
 def test_processes_of_lightning_share_each_batch(tmp_path):
     Fabric(accelerator="cpu", devices=2, strategy="ddp_spawn").launch(write_batches, tmp_path)
     parts = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]

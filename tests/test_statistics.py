@@ -140,6 +140,7 @@ COMPARED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ["R@1", "MAP@R"])
 @pytest.mark.parametrize("sweep", COMPARED)
 def test_what_the_book_compares_is_in_the_records(sweep, metric):

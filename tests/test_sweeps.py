@@ -113,6 +113,7 @@ def until(condition, seconds=60) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_killed_at_random_moments_and_restarted_it_makes_each_run_once(book):
     plan, dice, kills = write({"seed": list(range(8))}), random.Random(0), 0
@@ -156,6 +157,7 @@ def test_two_sweeps_at_once_share_the_runs(book):
     assert any("done by another sweep" in output for output in outputs)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_a_sweep_on_a_cluster_of_other_processes(book):
     """A scheduler and two workers that somebody else has started; one of them is killed for good."""

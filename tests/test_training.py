@@ -76,6 +76,7 @@ def test_training_helps_and_is_recorded(pictures, project, method):
     assert "Training made retrieval of these classes WORSE: R@1" in run.report()
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_network_and_leaves_the_global_state(pictures, project):
     torch.manual_seed(5)
     before = torch.get_rng_state()
@@ -152,6 +153,7 @@ def test_a_run_with_other_data_results_or_settings_starts_anew(pictures, project
     assert steps.count == 2 * BATCHES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["cut off", "another network", "an old one"])
 def test_a_checkpoint_that_cannot_be_used_is_set_aside(pictures, project, capsys, steps, damage):
     settings = config(pictures)
@@ -274,6 +276,7 @@ def test_omniglot_reaches_what_it_should_in_the_records(method):
     assert (table.loc[table["chapter"] == "training", "wall_time_s"] <= 300).all()
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_quick_training_on_glyphs_adds_a_tenth_to_raw_pixels(project):
     from gl_core.evaluation import retrieval_metrics

@@ -136,11 +136,14 @@ def comparison_table(
     """`compare` for several metrics, as text side by side; the groups are in the order of the first metric's means."""
     import pandas as pd
 
-    parts = {}
+    columns = {}
     for metric in metrics:
         part = as_table(compare(table, reference, by=by, metric=metric, within=within), metric)
-        parts[metric] = part.drop(columns="runs").rename(columns={f"{metric} (%)": "mean (%)"})
-    return pd.concat(parts, axis=1).rename_axis(runs.spoken(by))
+        columns[part.columns[1]] = part.iloc[:, 1]
+        decided = part["difference (95 %)"] + " (" + part["verdict"] + ", p " + part["p"] + ")"
+        columns[f"{metric}: difference (95 %)"] = decided.where(part["p"] != "–", part["difference (95 %)"])
+    # The name of the rows in the corner: one row of headers.
+    return pd.DataFrame(columns).rename_axis(index=None, columns=runs.spoken(by))
 
 
 def search_table(studies: "Mapping[str, Study]") -> "pd.DataFrame":

@@ -113,8 +113,11 @@ def test_the_table_of_a_comparison_has_its_numbers_and_marks_single_runs():
         "<0.001", "ahead",
     ]  # fmt: skip
     both = statistics.comparison_table(table, "group_loss", metrics=["R@1", "MAP@R"])
-    assert both["R@1"].to_numpy().tolist() == shown.drop(columns="runs").to_numpy().tolist()
-    assert both["MAP@R"].loc["triplet"].tolist() == ["25.0 ± 0.0", "+0.0 ± 0.0", "1.000", "undecided"]
+    assert both.index.tolist() == shown.index.tolist() and both["R@1 (%)"].tolist() == shown["R@1 (%)"].tolist()
+    means, differences = ["MAP@R (%)", "MAP@R: difference (95 %)"]
+    assert both.loc["triplet", means] == "25.0 ± 0.0"
+    assert both.loc["triplet", differences] == "+0.0 ± 0.0 (undecided, p 1.000)"
+    assert both.loc["group loss", differences] == "–"
 
 
 def test_a_table_shows_no_minus_zero_and_no_p_of_zero():

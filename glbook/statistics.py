@@ -143,7 +143,8 @@ def comparison_table(
         decided = part["difference (95 %)"] + " (" + part["verdict"] + ", p " + part["p"] + ")"
         columns[f"{metric}: difference (95 %)"] = decided.where(part["p"] != "–", part["difference (95 %)"])
     # The name of the rows in the corner: one row of headers.
-    return pd.DataFrame(columns).rename_axis(index=None, columns=runs.spoken(by))
+    order = next(iter(columns.values())).index
+    return pd.DataFrame(columns, index=order).rename_axis(index=None, columns=runs.spoken(by))
 
 
 def search_table(studies: "Mapping[str, Study]") -> "pd.DataFrame":

@@ -82,9 +82,13 @@ def fits(visit: Visit) -> None:
 
 
 def accessible(visit: Visit) -> None:
-    """axe finds nothing serious."""
+    """axe finds nothing serious, once the page has come to rest: what fades in has little contrast meanwhile."""
     from axe_playwright_python.sync_playwright import Axe
 
+    still = "*, *::before, *::after { animation: none !important; transition: none !important; }"
+    visit.page.add_style_tag(content=still)
+    if visit.page.locator(".math").count():
+        visit.page.wait_for_function(pdf.FORMULAS_ARE_SET)
     found = Axe().run(visit.page).response["violations"]
     grave = [
         (violation["id"], violation["help"], violation["nodes"][0]["html"][:200])

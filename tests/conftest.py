@@ -16,6 +16,8 @@ settings.register_profile("book", deadline=None, derandomize=True, database=None
 settings.load_profile("book")
 
 ROOT = Path(__file__).resolve().parents[1]
+# Modules that tests share say what they compared, too.
+pytest.register_assert_rewrite("browsing", "image_trees", "made_records", "miniatures")
 MEASURED = pytest.StashKey[list[str]]()
 
 

@@ -52,6 +52,26 @@ def test_assignment_centres_and_inertia_belong_together(dtype, max_iterations, m
     assert torch.equal(assignment, kmeans(x, 12, max_iterations=max_iterations)[0])
 
 
+def test_chunk_size_bounds_the_distances_held_at_once(monkeypatch):
+    monkeypatch.setattr(clustering, "SEEDING_ROUNDS", 10)
+    x, k, held, distance = torch.from_numpy(DATA["blobs"][0]), 60, [], clustering._squared_distance
+
+    def recorded(*given):
+        found = distance(*given)
+        held.append(found.numel())
+        return found
+
+    monkeypatch.setattr(clustering, "_squared_distance", recorded)
+    # Seeds come several a round as long as their distances are no more than those of `chunk_size` rows to all centres.
+    assignment, _, _ = kmeans(x, k, chunk_size=300)
+    assert len(held) < k and max(held) == 300 * k
+    held.clear()
+    assert len(kmeans(x, k, chunk_size=100)[0].unique()) == k
+    assert len(held) > k and max(held) == 100 * k
+    # The same rounds, compared in other chunks, find the same clusters.
+    assert torch.equal(kmeans(x, k, chunk_size=310)[0], assignment)
+
+
 def test_converged_centres_are_means():
     x = DATA["wine"][0]
     assignment, centres, _ = kmeans(x, 4, tolerance=0.0)

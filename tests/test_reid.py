@@ -100,8 +100,14 @@ def test_chunks_change_nothing(monkeypatch):
     )  # fmt: skip
     whole = reid_metrics(*problem)
     assert reid_metrics(*problem, chunk_size=7) == pytest.approx(whole)
+    sizes = []
+    chunks = similarities.Pairs.chunks
     monkeypatch.setattr(similarities, "CHUNK_BYTES", 20_000)
-    assert reid_metrics(*problem) == pytest.approx(whole)
+    monkeypatch.setattr(
+        similarities.Pairs, "chunks",
+        lambda *a, **k: ((sizes.append(rows.stop - rows.start), (rows, s))[1] for rows, s in chunks(*a, **k)),
+    )  # fmt: skip
+    assert reid_metrics(*problem) == pytest.approx(whole) and max(sizes) < 10
 
 
 @pytest.mark.parametrize(
